@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,12 +75,57 @@ def test_a_mistake_names_the_help(words, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (
+            ["run", "a.yaml", "--dry-run", "seed=1", "name=a"],
+            {"overrides": ["seed=1", "name=a"]},
+        ),
+        (["run", "--dry-run", "a.yaml", "seed=1"], {"overrides": ["seed=1"]}),
+        (["doctor", "seed=1", "--config", "a.yaml", "data_root=x"], {"overrides": ["seed=1", "data_root=x"]}),
+        (
+            ["deploy", "submit", "d", "--dry-run", "a.yaml", "seed=1"],
+            {"config": Path("a.yaml"), "overrides": ["seed=1"]},
+        ),
+        (["deploy", "stop", "d", "--dry-run", "7"], {"run": "7"}),
+        (["data", "check", "--config", "a.yaml", "data_root=x", "--json", "seed=1"], {"overrides": ["seed=1"]}),
+        (["report", "a", "--output", "o", "b"], {"runs": [Path("a"), Path("b")]}),
+        (["chat", "a", "--image", "i", "What?"], {"question": "What?"}),
+    ],
+)
+def test_arguments_stand_before_and_after_options(words, wanted):
+    args = vars(_parser().parse_args(words))
+    assert {key: args[key] for key in wanted} == wanted
+
+
 def test_a_folder_of_runs_names_those_in_it(tmp_path, capsys):
     (tmp_path / "demo-1").mkdir()
     (tmp_path / "demo-1" / "config.yaml").touch()
     for wrong in (tmp_path, tmp_path / "demo-2"):
         assert main(["report", str(wrong)]) == EXIT_USAGE
         assert f"there are: {tmp_path / 'demo-1'}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_named(tmp_path, capsys, monkeypatch):
+    from fcit.report import page, terminal
+    from fcit.runs import reader
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(reader, "Run", lambda path: path)
+    monkeypatch.setattr(terminal, "show", lambda screen, runs: None)
+    monkeypatch.setattr(page, "write_all", lambda runs, output: output.mkdir(parents=True))
+    assert main(["report", "a", "--output", str(tmp_path / "file/o")]) == EXIT_USAGE
+    assert "--output DIR" in capsys.readouterr().err
+    assert main(["report", "a", "--figure", "a.xyz"]) == EXIT_USAGE
+    assert "'a.xyz' must end with .png, .svg, .pdf" in capsys.readouterr().err
+    assert main(["deploy", "init", str(tmp_path / "file/d"), "--clients", "1", "--host", "127.0.0.1"]) == EXIT_USAGE
+    assert "cannot be filled" in capsys.readouterr().err
+
+
+def test_evaluating_names_its_own_option(capsys):
+    assert main(["evaluate", "--predictions", "merge.jsonl", "--dataset", "iconqa"]) == EXIT_USAGE
+    assert "--root: benchmark 'fcit-task' reads files; say where, e.g. --root /data/fcit" in capsys.readouterr().err
 
 
 def test_list_has_every_kind(capsys):

@@ -146,6 +146,25 @@ def test_a_key_without_its_section_is_told_with_it():
     assert text.startswith("lr: unknown key; did you mean 'training.lr'?")
 
 
+def test_keys_of_a_section_that_may_be_left_out():
+    (text,) = problems({"evaluation": {"personal": {"clientz": 3}}})
+    assert text.startswith("evaluation.personal.clientz: unknown key; did you mean 'clients'? (allowed: alone, clients")
+
+
+@pytest.mark.parametrize("value", ["big", 5])
+def test_a_key_of_several_kinds_is_named_as_it_is_written(value):
+    """Not ``backbone.image_size.constrained-int``, and other mistakes are told beside."""
+    found = problems({"backbone": {"image_size": value}, "federation": {"clients": 1}})
+    assert len(found) == 2
+    assert re.fullmatch(rf"backbone\.image_size: input .* or input should be 'native', got {value!r}", found[0])
+    assert found[1].startswith("federation.clients_per_round: 5 is more than")
+
+
+def test_targets_are_a_regular_expression():
+    (text,) = problems({"adapter": {"targets": "layers.[0"}})
+    assert text.startswith("adapter.targets: must be a regular expression (unterminated character set")
+
+
 def test_a_benchmark_is_no_configuration(write):
     file = write("mine.yaml", "name: mine\ndatasets: {}\ntasks: []\n")
     with pytest.raises(ConfigError, match=r"is a benchmark.*benchmark=.*mine\.yaml"):
@@ -317,6 +336,15 @@ def test_extends_once(write):
     run = config.load(file)
     assert (run.seed, run.training.lr, run.training.epochs) == (1, 0.2, 2)
     assert run.method == {"name": "disco", **DISCO, "temperature": 0.1}
+
+
+def test_extends_from_home(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write("base.yaml", "seed: 3\n")
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "there" / "a.yaml"
+    file.write_text("extends: ~/base.yaml\n", encoding="utf-8")
+    assert config.load(file).seed == 3
 
 
 def test_extends_twice_is_refused(write):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
 from fcit.cli.completion import completed, run_folders
@@ -130,7 +130,6 @@ def arguments(add: Add) -> None:
     command.add_argument("--subspace", metavar="NAME", help="answer with this subspace alone")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
     command.add_argument("--json", action="store_true", help="one JSON object for each answer")
-    _anywhere(command)
 
 
 def loading(command: argparse.ArgumentParser) -> None:
@@ -168,17 +167,3 @@ def _chat(args: argparse.Namespace) -> int:
         return interactive(talk)
     talk.ask(args.question)
     return EXIT_OK
-
-
-def _anywhere(parser: argparse.ArgumentParser) -> None:
-    """Let positional arguments stand after options: Python 3.11 forgets an optional one there (`--image I "Q"`)."""
-    plain = parser.parse_known_args
-
-    def parse(args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
-        setattr(parser, "parse_known_args", plain)  # noqa: B010  (a method of this one object)
-        try:
-            return parser.parse_known_intermixed_args(args, namespace)
-        finally:
-            setattr(parser, "parse_known_args", parse)  # noqa: B010
-
-    setattr(parser, "parse_known_args", parse)  # noqa: B010

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcit.cli.commands import Add
+from fcit.cli.completion import completed, overrides, yaml_files
 from fcit.errors import EXIT_OK, EXIT_USAGE, ConfigError, FCITError
-from fcit.io.bounded import shown
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,8 @@ fcit data make --root /tmp/fcit-data            render the built-in data sets
   fcit data download fcit-task --root /data/fcit  what the hub has, and where the rest is found
   fcit data check fcit-task --root /data/fcit     files, records, a sample of images, the partition
   fcit data check fcit-task --root /data/fcit --all --json   every image; findings as JSON
-  fcit data check --config configs/fcit/task-hom-disco.yaml  as a run's model reads it, before anything trains
+  fcit data check --config configs/fcit/task-hom-disco.yaml data_root=/data/fcit   as a run's model reads it, before
+                                                  anything trains
   fcit data check mine.yaml --root /data          the same for a benchmark of your own
 
 exit codes of check: 0 every setting that was checked can run, 2 something is missing or broken"""
@@ -62,14 +64,17 @@ def arguments(add: Add) -> None:
     download.add_argument("--root", type=Path, required=True, help="data root")
     download.set_defaults(work=_download)
     check.add_argument("benchmark", nargs="?", help=named)
+    changes = check.add_argument("overrides", nargs="*", metavar="key=value", help="with --config: change a setting")
+    completed(changes, overrides)
     check.add_argument("--root", type=Path, help="data root")
-    check.add_argument(
+    config = check.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="the configuration of a run instead: every record and question is tokenised for its model and judged, "
         "as before training, and nothing is run",
     )
+    completed(config, yaml_files)
     check.set_defaults(work=_check)
     check.add_argument("--all", action="store_true", help="decode every image and read every client file")
     check.add_argument("--setting", help="only this one: homogeneous, heterogeneous or centralised (default: all)")
@@ -115,7 +120,6 @@ def _download(args: argparse.Namespace) -> int:
     from fcit.data.download import download
 
     spec = _spec(args.benchmark)
-    args.root.mkdir(parents=True, exist_ok=True)
     download(spec, args.root, lambda text: print(text, flush=True))
     again = f"fcit data check {args.benchmark} --root {args.root} --all"
     print(f"checking {args.root} with a sample of the images; `{again}` looks at all")
@@ -146,22 +150,25 @@ def _check(args: argparse.Namespace) -> int:
     from fcit.evaluation.constant import constants, without_java
 
     if args.config is not None:
-        if args.benchmark or args.root or args.setting or args.beta or args.all:
+        changes = [word for word in (args.benchmark, *args.overrides) if word is not None]
+        if not all("=" in word for word in changes) or args.root or args.setting or args.beta or args.all:
             raise ConfigError(
                 "--config: the configuration names benchmark, data_root, setting and beta, and everything is looked "
-                "at; leave the other options out here"
+                "at; leave the other options out here (key=value changes a setting, e.g. data_root=/data/fcit)"
             )
-        return _configured(args)
+        return _configured(args, changes)
+    if args.overrides:
+        raise ConfigError(f"{args.overrides[0]}: settings are those of a configuration, which --config FILE names")
     if args.benchmark is None or args.root is None:
         raise ConfigError(
             "data check: name a benchmark and --root, or a run's configuration with --config, e.g. "
             "`fcit data check fcit-task --root /data/fcit`"
         )
     spec = _spec(args.benchmark)
-    if not args.root.is_dir():
+    if not bounded.is_dir(args.root):
         fill = f"`fcit data download {args.benchmark} --root ...` fills one"
         own = f"name the one that holds the folders {spec.instructions!r} and {spec.images!r}"
-        raise ConfigError(f"--root: no folder {args.root}; {fill if spec.sources else own}")
+        raise ConfigError(f"--root: no folder {args.root} that can be looked into; {fill if spec.sources else own}")
     findings = _look(args, spec)
     benchmark, names = _opened(args), [d.name for d in findings.datasets if d.test]
     best, forms = constants(benchmark, names, without_java), dict(_forms(benchmark, names))
@@ -176,13 +183,13 @@ def _check(args: argparse.Namespace) -> int:
     for name, constant in best.items():
         rule = spec.datasets[name].scorer
         by = f" by our rule `{without_java(rule)}`" if without_java(rule) != rule else ""
-        print(f"{name}: best constant answer {constant.score:.1f}{by} ({shown(constant.text)})")
+        print(f"{name}: best constant answer {constant.score:.1f}{by} ({bounded.shown(constant.text)})")
     for name, form in forms.items():
         print(f"{name}: form of answers: {form}")
     return code
 
 
-def _configured(args: argparse.Namespace) -> int:
+def _configured(args: argparse.Namespace, changes: list[str]) -> int:
     """Every check of its data that a run makes before it trains, for the model it names.
 
     Raises:
@@ -198,7 +205,7 @@ def _configured(args: argparse.Namespace) -> int:
     from fcit.io.console import console
     from fcit.models.judging import judge_of
 
-    config = configuration.load(args.config)
+    config = configuration.load(args.config, changes)
     benchmark = open_stream(config)
     if not isinstance(benchmark, Benchmark):
         raise ConfigError(
@@ -244,6 +251,8 @@ def _look(args: argparse.Namespace, spec: BenchmarkSpec) -> Findings:
         betas = [str(float(beta)) for beta in getattr(args, "beta", None) or BETAS]
     except ValueError:
         raise ConfigError(f"--beta: {args.beta} must be numbers, e.g. --beta 0.5") from None
+    if getattr(args, "clients", 1) < 1:
+        raise ConfigError(f"--clients: {args.clients} must be 1 or more")
     every, clients = getattr(args, "all", False), getattr(args, "clients", 50)
     look = Inspection(spec, args.root, cache_folder(), every, clients)
     return look.look([wanted] if wanted else SETTINGS, betas)

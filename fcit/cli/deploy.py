@@ -24,7 +24,10 @@ def _init(args: argparse.Namespace) -> int:
     from fcit.deploy.steps import Steps
 
     plan = Deployment.plan(args.dir, args.host, args.port, args.bind, args.superlink_port)
-    init(plan, args.clients, Steps(args.dry_run))
+    try:
+        init(plan, args.clients, Steps(args.dry_run))
+    except OSError as error:
+        raise ConfigError(f"{args.dir}: cannot be filled ({error}); name a folder that can be written") from None
     return EXIT_OK
 
 

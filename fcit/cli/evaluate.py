@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from fcit import registry
 from fcit.cli.commands import Add
 from fcit.errors import EXIT_OK
 
@@ -40,11 +41,15 @@ def arguments(add: Add) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     """Score the file and print the scores; returns the exit code."""
     from fcit import config as configuration
-    from fcit.data.benchmark import open_benchmark
+    from fcit.data.benchmark import open_benchmark, root_of
+    from fcit.data.spec import read_spec
     from fcit.evaluation.scoring import rules, score_file
 
     raw = {"benchmark": args.benchmark, "data_root": args.root, "evaluation": {"split": args.split}}
-    benchmark = open_benchmark(configuration.resolve(raw, Path.cwd(), "fcit evaluate"), trains=False)
+    config = configuration.resolve(raw, Path.cwd(), "fcit evaluate")
+    if not registry.is_own(config.benchmark):
+        root_of(read_spec(config.benchmark), config.data_root, "--root", "--root /data/fcit")  # whose error names it
+    benchmark = open_benchmark(config, trains=False)
     rules(benchmark, args.dataset, args.rule)  # before anything is rendered
     if benchmark.spec.source == "mini":
         benchmark.prepare([args.dataset])

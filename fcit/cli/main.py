@@ -47,7 +47,23 @@ exit codes: 0 done, 1 the run failed (resumable), 2 bad input, 75 stopped on req
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends with one sentence that names the way to the help, as all errors of fcit do."""
+    """Ends with one sentence that names the way to the help, as all errors of fcit do.
+
+    Arguments may stand before and after options: by itself argparse forgets those that may be left out (`key=value`) as
+    soon as an option has come.
+    """
+
+    _mixing = False  # Python before 3.12.7 parses mixed arguments by two calls of parse_known_args
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What argparse parses, arguments and options in any order."""
+        if self._mixing or self._subparsers is not None or "_ARGCOMPLETE" in os.environ:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in the base class, but a word that no parser knows is a mistake of the innermost command."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from fcit.cli.commands import Add
 from fcit.cli.completion import completed, run_folders
-from fcit.errors import EXIT_OK
+from fcit.errors import EXIT_OK, ConfigError
+
+FIGURES = (".png", ".svg", ".pdf")  # what --figure can end with
 
 
 def arguments(add: Add) -> None:
@@ -34,14 +36,23 @@ def _report(args: argparse.Namespace) -> int:
     from fcit.report.page import write_all
     from fcit.runs.reader import Run
 
+    if args.figure is not None and args.figure.suffix.lower() not in FIGURES:
+        raise ConfigError(f"--figure: {str(args.figure)!r} must end with {', '.join(FIGURES)}")
     screen = console()
     runs = [Run(path) for path in args.runs]
     terminal.show(screen, runs)
     output = args.output or (runs[0].path / "report" if len(runs) == 1 else Path("report"))
-    page = write_all(runs, output)
+    try:
+        page = write_all(runs, output)
+        if args.figure is not None:
+            args.figure.parent.mkdir(parents=True, exist_ok=True)
+            figures.save(figures.matrices(runs), args.figure)
+    except OSError as error:
+        raise ConfigError(
+            f"the page cannot be made in {output} ({error}); name a folder that can be written and has room, "
+            "--output DIR"
+        ) from None
     if args.figure is not None:
-        args.figure.parent.mkdir(parents=True, exist_ok=True)
-        figures.save(figures.matrices(runs), args.figure)
         screen.print(f"picture: {args.figure}", highlight=False, soft_wrap=True)
     screen.print(f"page:    {page}", highlight=False, soft_wrap=True)
     screen.print(f"figures: {output / 'figures'}  tables: {output / 'tables'}", highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fcit import registry
-from fcit.config.checks import contradictions, part_problems, sentences
+from fcit.config.checks import contradictions, part_problems, place_of, sentences
 from fcit.config.devices import TRACES
 from fcit.config.schema import Adapter, Backbone, Federation, RunConfig, Section, Training
 from fcit.errors import ConfigError
@@ -62,7 +62,7 @@ def parse(raw: dict[str, Any], source: str = "config") -> RunConfig:
     except ValidationError as error:
         problems = sentences(error, RunConfig)
         # Valid parts are checked further, so that all mistakes are reported at once.
-        rest = _without(raw, [item["loc"] for item in error.errors()])
+        rest = _without(raw, [place_of(RunConfig, item["loc"]) for item in error.errors()])
         with contextlib.suppress(ValidationError):
             config = RunConfig.model_validate(rest)
             problems += contradictions(config) + part_problems(config)
@@ -97,7 +97,7 @@ def _whole_part(config: RunConfig, kind: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not bounded.is_file(path):
-        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if path.parent.is_dir() else []
+        near = sorted(p.name for p in path.parent.glob("[!.]*.yaml")) if bounded.is_dir(path.parent) else []
         hint = f" (there are: {', '.join(near)})" if near else ""
         raise ConfigError(f"no such configuration file{hint}", str(path))
     raw = bounded.read_yaml(path)
@@ -135,11 +135,12 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Ru
     raw = _read_yaml(file)
     parent = raw.pop("extends", None)
     if parent is not None:
-        base = _read_yaml(file.parent / str(parent))
+        other = Path(bounded.full_path(file.parent, str(parent)))
+        base = _read_yaml(other)
         if "extends" in base:
             raise ConfigError(f"extends: {parent} itself extends another file; one level is allowed", str(file))
         # File names are relative to the file that contains them, also if the two are in different folders.
-        raw = _merge(anchored(_normal(base), (file.parent / str(parent)).parent), anchored(_normal(raw), file.parent))
+        raw = _merge(anchored(_normal(base), other.parent), anchored(_normal(raw), file.parent))
     return resolve(raw, file.parent, str(file), overrides)
 
 

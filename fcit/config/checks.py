@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 import typing
 from typing import Any
 
@@ -26,16 +27,41 @@ from fcit.config.schema import CENTRALISED, RunConfig
 from fcit.io.bounded import shown
 
 
-def _allowed_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def _kinds(annotation: Any) -> list[Any]:
+    """What a key may hold, apart from nothing."""
+    of_several = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return [kind for kind in typing.get_args(annotation) if kind is not type(None)] if of_several else [annotation]
+
+
+def _below(annotation: Any, part: int | str) -> Any:
+    """What a part of a location holds, of a key that holds ``annotation``; None if that is not known."""
+    kinds = _kinds(annotation)
+    section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    if section is not None:
+        field = section.model_fields.get(part)
+        return field.annotation if field else None
+    inner = typing.get_args(kinds[0])  # dict[str, Section] or list[Section]
+    return inner[-1] if inner else None
+
+
+def place_of(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without the kinds that pydantic names behind a key that holds one of several: ``str``, ``Section``."""
+    place: list[int | str] = []
     current: Any = model
-    for part in location[:-1]:
-        if hasattr(current, "model_fields"):
-            field = current.model_fields.get(part)
-            current = field.annotation if field else None
-        else:  # dict[str, Section] or list[Section]
-            inner = typing.get_args(current)
-            current = inner[-1] if inner else None
-    return sorted(current.model_fields) if hasattr(current, "model_fields") else []
+    parts = iter(location)
+    for part in parts:
+        place.append(part)
+        current = _below(current, part)
+        if len(_kinds(current)) > 1:
+            next(parts, None)
+    return tuple(place)
+
+
+def _allowed_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in place[:-1]:
+        current = _below(current, part)
+    return sorted(key for kind in _kinds(current) for key in getattr(kind, "model_fields", {}))
 
 
 def _in_sections(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
@@ -63,24 +89,34 @@ def _example(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 def sentences(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """Turn errors of pydantic into sentences with key, value and allowed values."""
     sentences = []
-    for item in error.errors():
-        key = (prefix + ".".join(str(part) for part in item["loc"]))[:200]
-        if not item["loc"]:
+    items = [(item, place_of(model, item["loc"])) for item in error.errors()]
+    inner = {place[:depth] for _, place in items for depth in range(len(place))}
+    several: dict[tuple[int | str, ...], list[str]] = {}  # what is wrong with a key that holds one of several kinds
+    for item, place in items:
+        key = (prefix + ".".join(str(part) for part in place))[:200]
+        if not place:
             sentences.append(prefix + item["msg"].removeprefix("Value error, "))
             continue
         if item["type"] == "extra_forbidden":
-            allowed = _allowed_keys(model, item["loc"])
-            inner = _in_sections(model, item["loc"])
-            hint = f"; did you mean {inner}?" if inner else registry.nearest(str(item["loc"][-1]), allowed)
+            allowed = _allowed_keys(model, place)
+            known = _in_sections(model, place)
+            hint = f"; did you mean {known}?" if known else registry.nearest(str(place[-1]), allowed)
             sentences.append(f"{key}: unknown key{hint} (allowed: {', '.join(allowed) or 'none'})")
             continue
-        example = _example(model, item["loc"])
+        example = _example(model, place)
         if item["type"] == "missing":
             sentences.append(f"{key}: must be given{example}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
+            continue
+        message = item["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if len(item["loc"]) == len(place):
             sentences.append(f"{key}: {message}, got {shown(item['input'])}{example}")
+        elif place not in inner:  # else it is of the kind whose own keys are wrong
+            reasons = several.setdefault(place, [])
+            reasons.append(message)
+            if len(reasons) > 1:
+                sentences.pop()
+            sentences.append(f"{key}: {' or '.join(reasons)}, got {shown(item['input'])}{example}")
     return sentences
 
 

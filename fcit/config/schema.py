@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fcit.config.devices import Asynchronous, Devices
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
@@ -148,6 +149,15 @@ class Adapter(Section):
         description="shared: the vision-language projector is trained and averaged over all; "
         "per_subspace: each subspace has its own, mixed like the subspaces",
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"must be a regular expression ({error})") from None
+        return value
 
 
 class Training(Section):

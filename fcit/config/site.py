@@ -237,6 +237,9 @@ def load(path: str | os.PathLike[str]) -> Site:
             raw[name] = bounded.full_path(file.parent, value)
     if isinstance(raw.get("trainer"), str):
         raw["trainer"] = registry.anchored(raw["trainer"], file.parent)
+    for task in raw["tasks"] if isinstance(raw.get("tasks"), list) else ():
+        if isinstance(task, dict) and isinstance(task.get("scorer"), str):
+            task["scorer"] = registry.anchored(task["scorer"], file.parent)
     try:
         return Site.model_validate(raw)
     except ValidationError as error:

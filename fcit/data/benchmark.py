@@ -21,7 +21,7 @@ from fcit.data.partition import ClientFiles, SuffixIndex
 from fcit.data.records import Record, TestRecord, joined, picked, placed, suffixed
 from fcit.data.spec import BenchmarkSpec, DatasetSpec, Label, read_spec
 from fcit.data.verdict import Judge, Verdict
-from fcit.errors import ConfigError, FCITError
+from fcit.errors import ConfigError
 from fcit.io.cache import cache_folder
 
 RENDERED = 256  # tokens of the longest record of the built-in data sets, rounded up
@@ -164,12 +164,12 @@ class Benchmark:
         """Generate the client files of every task that has none.
 
         Raises:
-            DataError, ConfigError: a task has too few records for its clients.
+            ConfigError: a task has too few records for its clients. DataError: client files cannot be read or written.
         """
         for task, names in enumerate(self.tasks):
             try:
                 self.client_files.folder(task)
-            except FCITError as error:
+            except ConfigError as error:
                 raise ConfigError(
                     f"task {task} ({', '.join(names)}): {error}; lower federation.clients, or partition.reserve and "
                     f"partition.min_size in the benchmark file"

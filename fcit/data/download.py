@@ -6,12 +6,17 @@ unpacked into place beside. Nothing an archive says leads out of its target fold
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fnmatch
+import lzma
 import os
+import re
 import shutil
 import stat
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +27,14 @@ FOLDER = ".download"
 MAX_MEMBERS = 2_000_000  # files of one archive
 MAX_UNPACKED = 200 * 2**30  # bytes of one archive, unpacked
 CHUNK = 2**20
+
+#: What zipfile and the libraries below it raise for an archive that is damaged, encrypted or packed in an unknown way.
+_DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error, lzma.LZMAError)
+
+#: Names of archives, and of parts of archives, other than zip.
+_PACKED = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|7z|rar|z\d\d|\d{3}|part\w*)$", re.IGNORECASE)
+#: Of errors that are about this machine's disk, and not about the connection.
+_NOT_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 #: (repository, patterns, folder): brings the files of a data set repository that match any pattern into a folder.
 Fetch = Callable[[str, list[str], Path], None]
@@ -34,12 +47,15 @@ def fetch_from_hub(repository: str, patterns: list[str], folder: Path) -> None:
 
     Raises:
         RunError: the hub cannot be reached or does not have it.
+        OSError: the folder cannot be written, or has no room.
     """
     from huggingface_hub import snapshot_download
 
     try:
         snapshot_download(repository, repo_type="dataset", allow_patterns=patterns or None, local_dir=folder)
-    except Exception as error:  # noqa: BLE001  (the hub's library passes on whatever its HTTP client raises)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_HERE:
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise RunError(
             f"{repository}: cannot be downloaded from huggingface.co ({type(error).__name__}: {reason}); check the "
@@ -53,7 +69,7 @@ def download(spec: BenchmarkSpec, root: Path, say: Say, fetch: Fetch = fetch_fro
 
     Raises:
         ConfigError: the benchmark names no sources, or one that leads out of the root.
-        RunError: the hub cannot be reached.
+        RunError: the hub cannot be reached, or files cannot be written under the root.
         DataError: an archive is broken, or names paths outside its folder.
     """
     if not spec.sources:
@@ -67,14 +83,40 @@ def download(spec: BenchmarkSpec, root: Path, say: Say, fetch: Fetch = fetch_fro
         say("to be downloaded by hand:")
     for source in by_hand:
         say(f"  {source.what}: {source.page} -> {root / source.to}")
+    with _filling(root):
+        root.mkdir(parents=True, exist_ok=True)
     for source in (s for s in spec.sources if s.hub is not None):
         say(f"from the hub, {source.hub}: {source.what} -> {root / source.to}")
-        kept = root / FOLDER / str(source.hub).replace("/", "--")
-        kept.mkdir(parents=True, exist_ok=True)
-        fetch(str(source.hub), source.files, kept)
-        for count, file in enumerate(_fetched(kept, source.files), start=1):
-            if place(file, kept, root / source.to, source):
-                say(f"  {file.relative_to(kept)} is in place ({count})")
+        with _filling(root / source.to):
+            _bring(source, root, say, fetch)
+
+
+@contextlib.contextmanager
+def _filling(folder: Path) -> Iterator[None]:
+    """Around everything that writes below a folder.
+
+    Raises:
+        RunError: it cannot be written, or has no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be filled ({error}); make it writable and give it room, then the same command goes on "
+            "where it stopped"
+        ) from None
+
+
+def _bring(source: Source, root: Path, say: Say, fetch: Fetch) -> None:
+    """Fetch a source's files and put each in its place."""
+    kept = root / FOLDER / str(source.hub).replace("/", "--")
+    kept.mkdir(parents=True, exist_ok=True)
+    fetch(str(source.hub), source.files, kept)
+    for count, file in enumerate(_fetched(kept, source.files), start=1):
+        if place(file, kept, root / source.to, source):
+            say(f"  {file.relative_to(kept)} is in place ({count})")
+        if _PACKED.search(file.name):
+            say(f"  {file.relative_to(kept)} is packed in a way that is not unpacked here: unpack it by hand")
 
 
 def _fetched(folder: Path, patterns: list[str]) -> Iterator[Path]:
@@ -147,7 +189,7 @@ def unpack(archive: Path, target: Path, anchors: list[str], otherwise: tuple[str
             _bound(archive, members, sum(m.file_size for m in new), target)
             for member in _tracked(new, f"unpacking {archive.name}"):
                 _write(opened, member, goals[member], archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{archive}: cannot be unpacked ({error}); remove it and download again") from None
     return bool(new)
 
@@ -160,7 +202,7 @@ def _goal(archive: Path, member: zipfile.ZipInfo, target: Path, anchors: list[st
     """
     name = member.filename
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in (path.parts or ":")[0]:
         raise DataError(f"{archive}: member {name[:200]!r} leads out of the archive's folder; nothing was unpacked")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise DataError(f"{archive}: member {name[:200]!r} is a link; nothing was unpacked")

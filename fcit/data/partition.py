@@ -77,16 +77,22 @@ def write_clients(folder: Path, rows: Rows, shares: list[list[int]]) -> None:
     """Write ``client_<i>.json`` files of one task, in the official layout, all or nothing."""
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    for client, share in enumerate(shares):
-        text = json.dumps([rows[i] for i in share], indent=1)
-        (staging / f"client_{client}.json").write_text(text, encoding="utf-8")
     try:
+        staging.mkdir(parents=True)
+        for client, share in enumerate(shares):
+            text = json.dumps([rows[i] for i in share], indent=1)
+            (staging / f"client_{client}.json").write_text(text, encoding="utf-8")
         staging.rename(folder)
-    except OSError:  # another process was first; its files are the same
-        if not folder.is_dir():
+    except OSError:
+        shutil.rmtree(staging, ignore_errors=True)
+        if not folder.is_dir():  # else another process was first; its files are the same
             raise
-        shutil.rmtree(staging)
+
+
+def beyond(folder: Path, clients: int) -> int:
+    """How many client files of a folder are those of more than so many clients."""
+    numbers = (file.stem.removeprefix("client_") for file in folder.glob("client_*.json"))
+    return sum(number.isdecimal() and int(number) >= clients for number in numbers)
 
 
 def fingerprint(*parts: object) -> str:
@@ -121,9 +127,15 @@ class ClientFiles:
 
         Their records do not say which data set they are from, so that ``data.max_records`` cannot be applied to them.
         The one participant of ``setting: centralised`` has a task's own files.
+
+        Raises:
+            DataError: it cannot be seen whether there are any.
         """
         whole = self.config.data.max_records is None and not self.config.centralised
-        return whole and self._delivered(task).is_dir()
+        try:
+            return whole and self._delivered(task).is_dir()
+        except OSError as error:  # no other partition is drawn in its place
+            raise DataError(f"{self._delivered(task)}: cannot be looked into ({error})") from None
 
     def _delivered(self, task: int) -> Path:
         """The folder that a task's delivered client files would lie in."""
@@ -133,7 +145,7 @@ class ClientFiles:
         """The folder of a task's client files, which are generated if there are none.
 
         Raises:
-            DataError: a training file is missing or broken.
+            DataError: a training file is missing or broken, or client files cannot be written.
             ConfigError: the task has too few records for its clients.
         """
         if task not in self._folders:
@@ -178,7 +190,13 @@ class ClientFiles:
             # With few records hardly a draw would leave every client one.
             reserve=spec.reserve if self.config.data.max_records is None else max(spec.reserve, 1),
         )
-        write_clients(folder, rows, shares)
+        try:
+            write_clients(folder, rows, shares)
+        except OSError as error:
+            raise DataError(
+                f"client files cannot be written to {folder} ({error}); set FCIT_CACHE to a folder that can be written "
+                "and has room"
+            ) from None
 
 
 class SuffixIndex:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -177,10 +177,10 @@ class BenchmarkSpec(Section):
         "files", description="files: read from the data root; mini: rendered on first use"
     )
     description: str = Field("", description="in words, for `fcit list`")
-    instructions: str | list[str] = Field(
+    instructions: str | Annotated[list[str], Field(min_length=1)] = Field(
         "instructions", description="folder of instruction files under the data root; of several, the first there is"
     )
-    images: str | list[str] = Field(
+    images: str | Annotated[list[str], Field(min_length=1)] = Field(
         "datasets", description="folder under the data root that image names are relative to; of several, the first"
     )
     question_blanks: Literal["stripped", "kept"] = Field(
@@ -224,7 +224,7 @@ class BenchmarkSpec(Section):
         """One of the two folders, under a data root: the first that exists, else the first."""
         named = getattr(self, of)
         folders = [root / name for name in ([named] if isinstance(named, str) else named)]
-        return next((folder for folder in folders if folder.is_dir()), folders[0])
+        return next((folder for folder in folders if bounded.is_dir(folder)), folders[0])
 
     def split(self, name: str, split: str) -> tuple[str, str | None]:
         """Files that a dataset is scored on in ``test`` or ``val``: questions and, for captions, references.
@@ -241,6 +241,12 @@ class BenchmarkSpec(Section):
                 f"`val: {Path(dataset.test).with_name('val.json')}`; or use evaluation.split: test"
             )
         return dataset.val, dataset.val_references
+
+    @property
+    def untrained(self) -> list[str]:
+        """Data sets that are in no task, where there are tasks: nothing of them is learnt or asked."""
+        named = {name for task in self.tasks for name in task}
+        return [name for name in self.datasets if name not in named] if named else []
 
     def files(self, name: str, split: str) -> dict[str, str]:
         """The files that a run needs of a dataset, by the key that names them. Raises as :meth:`split`."""

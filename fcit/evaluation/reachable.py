@@ -19,7 +19,8 @@ from fcit.io import bounded
 def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     """Which records score 0 by a rule even where the prediction is their own answer, and why, by position.
 
-    A prediction has no blanks at its ends, as generators and rules strip it. For captions: which have no reference
+    Those whose answer is empty are among them: some rules give every prediction its point, others none but an empty
+    one. A prediction has no blanks at its ends, as generators and rules strip it. For captions: which have no reference
     with a word in it. A rule of the user's own is not tried: it may score the corpus as a whole, or be slow.
 
     Args:
@@ -40,11 +41,12 @@ def unreachable(scorer: str, records: Sequence[TestRecord]) -> dict[int, str]:
     texts = [truth.strip() for truth in truths]
     if not records:
         return {}
+    empty = "its right answer is empty, so that its score says nothing of the model"
+    problems = {n: empty for n, text in enumerate(texts) if not text and not records[n].references}
     try:
         marks = judge(texts, records).marks or ()
-        return {n: _why(scorer, truths[n]) for n, mark in enumerate(marks) if mark == 0}
+        return problems | {n: _why(scorer, truths[n]) for n, mark in enumerate(marks) if mark == 0}
     except FCITError:  # about at least one record: each is scored on its own to find which
-        problems = {}
         for n, (text, record) in enumerate(zip(texts, records, strict=True)):
             try:
                 if judge([text], [record]).score == 0:

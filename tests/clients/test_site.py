@@ -28,6 +28,13 @@ def test_paths_are_relative_to_the_file_given_or_not(tmp_path, monkeypatch):
     assert site.benchmark is None
 
 
+def test_own_scorers_are_relative_to_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    (tmp_path / "mine.py").write_text("def rule(answers, records): ...\n", encoding="utf-8")
+    site = load(tmp_path, tasks=[task(scorer="./mine.py:rule")])
+    assert site.tasks[0].scorer == f"{tmp_path}/mine.py:rule"
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [

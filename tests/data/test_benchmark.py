@@ -342,6 +342,16 @@ def test_captions_without_answers_name_the_key_of_their_references(own):
         (lambda spec: spec.update(heterogeneous=[0]), "got 0, e.g. `heterogeneous: [[0, 1, 1], [1, 0, 0]]`"),
         (lambda spec: spec["datasets"]["cups"].update(also="exact"), "got 'exact', e.g. `also: [substring-official]`"),
         (lambda spec: spec["datasets"]["cups"].update(max_new_tokens=0), "max_new_tokens: input should be greater"),
+        (lambda spec: spec.update(instructions=5), "instructions: input should be a valid string or input should be a"),
+        (lambda spec: spec.update(images=[]), "images: input should be a valid string or list should have at least 1"),
+        (
+            lambda spec: spec["datasets"]["cups"].update(test_suffix={"cases": {}, "otherwise": "x", "other": "y"}),
+            "datasets.cups.test_suffix.other: unknown key; did you mean 'otherwise'? (allowed: cases, otherwise)",
+        ),
+        (
+            lambda spec: spec["datasets"]["cups"].update(columns={"questions": "q"}),
+            "datasets.cups.columns.questions: unknown key; did you mean 'question'?",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_shows_how_the_key_is_written(own, change, said):

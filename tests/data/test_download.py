@@ -1,6 +1,8 @@
 """``fcit data download`` against a hub in a folder: resumes, unpacks into place, refuses what leads out."""
 
+import errno
 import fnmatch
+import os
 import shutil
 import stat
 import zipfile
@@ -93,6 +95,18 @@ def test_coins_files_lie_as_they_are_named(tmp_path):
     assert there == sorted(p.relative_to(tree) for p in (tree / "Instructions_Original").rglob("*.json"))
 
 
+def test_archives_that_are_not_unpacked_are_told_of(tmp_path):
+    hub = tmp_path / "hub/a/b/DVQA"
+    hub.mkdir(parents=True)
+    for name in ("images.tar.gz", "more.zip.001", "train.json"):
+        (hub / name).write_bytes(b"x")
+    told, source = [], Source(what="x", hub="a/b", to="datasets", anchors=["DVQA"])
+    spec = read_spec("fcit-task").model_copy(update={"sources": [source]})
+    download(spec, tmp_path / "root", told.append, Hub(tmp_path / "hub"))
+    packed = [line for line in told if "not unpacked here" in line]
+    assert [line.split()[0] for line in packed] == ["DVQA/images.tar.gz", "DVQA/more.zip.001"]
+
+
 BY_HAND = ("ArxivQA", "COCO2014", "CLEVR", "IconQA", "OCR-VQA", "TabMWP", "super-CLEVR")
 
 
@@ -153,7 +167,9 @@ def archive(path: Path, *names: str, link: bool = False) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["../out.json", "/tmp/out.json", "a/../../out.json", "a\\..\\out.json", "C:/out.json"])
+@pytest.mark.parametrize(
+    "name", ["../out.json", "/tmp/out.json", "a/../../out.json", "a\\..\\out.json", "C:/out.json", "."]
+)
 def test_paths_that_lead_out_are_refused(tmp_path, name):
     file = archive(tmp_path / "evil.zip", "DVQA/fine.json", name)
     with pytest.raises(DataError, match="leads out"):
@@ -189,6 +205,40 @@ def test_bombs_and_broken_archives_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="cannot be unpacked"):
         unpack(file, tmp_path / "root", [])
     assert not list((tmp_path / "root").rglob("*.part"))
+
+
+def test_a_damaged_stream_is_named(tmp_path):
+    """Damage in what is compressed: zlib's own error, before any check of a sum."""
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("DVQA/a", " ".join(str(n * n % 9973) for n in range(20000)))
+    content = bytearray(file.read_bytes())
+    content[200:260] = bytes(255 - byte for byte in content[200:260])
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack(file, tmp_path / "root", [])
+    assert not [p for p in (tmp_path / "root").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_one_clear_sentence(published, tmp_path, monkeypatch, number):
+    import huggingface_hub
+
+    _, folder = published
+    spec, root = read_spec("fcit-cap"), tmp_path / "root"
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, "_write", fails)
+    with pytest.raises(RunError, match=f"root/instructions: cannot be filled.*{os.strerror(number)}.*goes on"):
+        download(spec, root, lambda text: None, Hub(folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(RunError, match="root/instructions: cannot be filled"):
+        download(spec, root, lambda text: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file/root: cannot be filled"):
+        download(spec, tmp_path / "file" / "root", lambda text: None)
 
 
 def test_a_truncated_archive_is_named(tmp_path):

@@ -146,6 +146,11 @@ def test_delivered_partitions_by_their_content_and_generated_ones_by_their_origi
         ("train", "task 0, partition"),
         ("train", "task 0, partition, images"),
     ]
+    shutil.move(own.parent / "data/partitioned_data", own.parent / "partitions")
+    spec = yaml.safe_load((own.parent / "mine.yaml").read_text())
+    spec["partition"] = {"folder": str(own.parent / "partitions")}
+    (own.parent / "mine.yaml").write_text(yaml.safe_dump(spec))
+    assert of(own, "federation.beta=1.0")["partitions"][0]["delivered"] == "../partitions/1.0/Task1"
 
 
 def test_own_code_by_file_and_by_module(own, monkeypatch):

@@ -111,6 +111,15 @@ def test_byte_order_mark_lines_and_nan(write):
         )
 
 
+def test_a_list_is_read_whatever_its_file_is_called(write):
+    row = {"image": "a.png", "images": [], "conversations": said("<image>Q1", "A1")}
+    for indent in (None, 1):
+        assert formats.read_train(write(json.dumps([row] * 2, indent=indent), "list.jsonl")) == [ONE, ONE]
+    assert formats.read_train(write(json.dumps(row), "one.JSONL")) == [ONE]
+    with pytest.raises(DataError, match=r"list\.jsonl, line 3, record 1: 'conversations' must be a list"):
+        formats.read_train(write(f"[\n{json.dumps(row)},\n{{}}]", "list.jsonl"))
+
+
 REFUSED = [
     ({"image": "a.png", "conversations": said("<image>Q1", "A <image>")}, "the answer 'A <image>' holds the image tag"),
     ({"conversations": said("<image>Q1", "A1")}, "1 image tags in its questions, and it names 0 images"),

@@ -1,11 +1,16 @@
 """``fcit data check`` of a benchmark of one's own, as README has one; the published ones are in test_official.py."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from fcit.config import resolve
+from fcit.data.benchmark import open_benchmark
 
 MINE = """\
 name: mine
@@ -135,6 +140,56 @@ def test_too_few_records_for_the_clients(check):
     assert not check("--clients", 12)["partitions"][0]["notes"]
 
 
+def test_a_root_that_cannot_be_looked_into(own, fcit, monkeypatch):
+    """Of somebody else on the same machine: pathlib raises where permissions are missing."""
+    stat = Path.stat
+
+    def closed(self, **how):
+        if "closed" in self.parts:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **how)
+
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(Path, "stat", closed)
+    Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: finetune\ndata_root: data\n", encoding="utf-8")
+    for words in (
+        ("mine.yaml", "--root", "closed/data"),
+        ("--config", "run.yaml", "data_root=closed/data"),
+        ("--config", "closed/run.yaml"),
+    ):
+        code, _, err = fcit("data", "check", *words)
+        assert code == 2
+        assert "no such configuration" in err or "looked into" in err or "missing the folder" in err
+    Path("mine.yaml").write_text(MINE.replace("reserve: 1", "reserve: 1, folder: closed"))
+    code, _, err = fcit("data", "check", "--config", "run.yaml")
+    assert code == 2
+    assert "closed/1.0/Task1: cannot be looked into" in err
+
+
+def test_questions_alone_can_only_be_held_out(own, check):
+    only = "name: mine\ndatasets:\n  flowers: {test: flowers/test.json, scorer: exact}\n"
+    (own / "mine.yaml").write_text(only)
+    found = check()
+    assert [(s["setting"], s["runs"]) for s in found["settings"]] == [("evaluation.held_out", True)]
+    assert found["partitions"] == []
+    (own / "data/instructions/flowers/test.json").unlink()
+    assert not check(code=2)["settings"][0]["runs"]
+
+
+def test_a_data_set_of_no_task_is_told_of(own, check):
+    (own / "mine.yaml").write_text(MINE.replace("tasks: [[flowers], [receipts]]", "tasks: [[flowers]]"))
+    found = check("--clients", 3)
+    assert found["datasets"][0]["notes"] == []
+    assert found["datasets"][1]["notes"] == [
+        "receipts: is in none of the tasks, so that it is neither learnt nor asked"
+    ]
+    bench = open_benchmark(resolve({"benchmark": "mine.yaml", "data_root": "data"}, own, "test"))
+    bench.prepare()
+    assert bench.warnings == [
+        "data set 'receipts' of the benchmark is in none of its tasks: it is neither learnt nor asked"
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -143,6 +198,9 @@ def test_too_few_records_for_the_clients(check):
         (("./bench.py:mine", "--root", "data"), "is code, which says itself where its records are"),
         (("none.yaml", "--root", "data"), "no such file 'none.yaml'"),
         (("run.yaml", "--root", "data"), "`fcit data check --config run.yaml` checks its data"),
+        (("mine.yaml", "seed=1", "--root", "data"), "seed=1: settings are those of a configuration"),
+        (("mine.yaml", "--root", "data", "--clients", "0"), "--clients: 0 must be 1 or more"),
+        (("mine.yaml", "--config", "run.yaml"), "leave the other options out here (key=value changes a setting"),
     ],
 )
 def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, words):
@@ -152,3 +210,16 @@ def test_what_cannot_be_checked_names_the_way_out(own, fcit, monkeypatch, args, 
     assert code == 2
     assert words in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_configuration_is_checked_with_changes(own, fcit, monkeypatch):
+    """Published configurations leave the data root to the command line."""
+    monkeypatch.chdir(own)
+    Path("run.yaml").write_text("benchmark: mine.yaml\nmethod: finetune\n", encoding="utf-8")
+    few = "federation.clients=3", "federation.clients_per_round=2"
+    code, _, err = fcit("data", "check", "--config", "run.yaml", *few)
+    assert code == 2
+    assert "data_root" in err
+    code, out, err = fcit("data", "check", "--config", "run.yaml", "data_root=data", "--json", *few)
+    assert code == 0, err
+    assert json.loads(out)["tokens"]["flowers"]["train"]["records"] == RECORDS

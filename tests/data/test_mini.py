@@ -1,9 +1,12 @@
 """The mini datasets: reproducible, apart from pre-training, worth answering, and right."""
 
+import errno
 import hashlib
 import io
 import re
+import shutil
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from fcit.data.mini import canvas, corpus, render, scenes
 from fcit.data.mini.questions import CAPTION, MAKERS, OPTION, PLACES, WORD
 from fcit.data.mini.sources import SOURCES, source_of
 from fcit.data.spec import read_spec
+from fcit.errors import ConfigError, DataError
 from tests.helpers.grid import Grid
 
 NAMES = list(MAKERS)
@@ -120,6 +124,45 @@ def test_ensure_renders_once(tmp_path, few):
     marker.touch()
     render.ensure("iconqa", tmp_path)
     assert marker.exists()
+
+
+def test_what_others_put_there_is_left_alone(tmp_path, few):
+    """A data root of real data: nothing of it is removed, and it is not taken for what is rendered."""
+    images = tmp_path / "datasets" / "ImageNet-R"
+    (images / "train" / "n01443537").mkdir(parents=True)
+    (images / "train" / "n01443537" / "art_0.jpg").touch()
+    with pytest.raises(ConfigError, match="not what fcit renders"):
+        render.ensure("imagenet-r", tmp_path)
+    assert (images / "train" / "n01443537" / "art_0.jpg").is_file()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "datasets" / "IconQA").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="not what fcit renders"):
+        render.ensure("iconqa", tmp_path)
+    texts = tmp_path / "instructions" / "TabMWP"
+    texts.mkdir(parents=True)
+    (texts / "train.json").touch()
+    (texts / "test.json").touch()
+    with pytest.raises(ConfigError, match="not what fcit renders"):
+        render.ensure("tabmwp", tmp_path)
+
+
+def test_pictures_of_an_interrupted_rendering_are_replaced(tmp_path, few):
+    render.ensure("iconqa", tmp_path)
+    before = files(tmp_path)
+    shutil.rmtree(tmp_path / "instructions" / "IconQA")
+    (tmp_path / "datasets" / "IconQA" / "test" / "00099.png").touch()
+    render.ensure("iconqa", tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, few, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=r"iconqa.*No space left.*FCIT_CACHE"):
+        render.ensure("iconqa", tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".making")]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,6 +143,26 @@ def test_delivered_partition_is_read_as_it_is(tmp_path, setting):
         assert bench.pooled(1)
 
 
+def test_what_nobody_trains_of_a_delivered_partition_is_told(tmp_path, fcit):
+    root = official_tree(tmp_path / "root", "fcit-cap", records=5, tests=1, clients=CLIENTS, betas=("1.0",))
+    bench = opened(root, "fcit-cap", federation={"clients": CLIENTS - 2, "clients_per_round": 2})
+    bench.prepare()
+    assert len(bench.warnings) == 4
+    assert f"Task1: records of 2 clients beyond federation.clients ({CLIENTS - 2})" in bench.warnings[0]
+    command = ("fcit-cap", "--root", root, "--beta", "1.0", "--clients", CLIENTS - 2)
+    notes = findings(fcit, *command)[1]["partitions"][0]["notes"]
+    assert len(notes) == 4
+    assert f"files of 2 clients beyond {CLIENTS - 2}" in notes[0]
+
+    folder = root / "partitioned_data/Capability-related/cap/1.0"
+    (folder / "Task2").rename(folder / "Other")
+    bench = opened(root, "fcit-cap", federation={"clients": CLIENTS, "clients_per_round": 2})
+    bench.prepare()
+    assert bench.warnings == [
+        f"{folder}: has no client files of task 1, which are drawn here; complete the partition, or move it away"
+    ]
+
+
 def test_one_participant_has_the_training_files_not_the_delivered_partition(tmp_path):
     root = official_tree(tmp_path, "fcit-cap", records=5, tests=1, clients=CLIENTS)
     bench = opened(root, "fcit-cap", setting="centralised", federation={"clients": 1, "clients_per_round": 1})

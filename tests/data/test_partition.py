@@ -1,10 +1,15 @@
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fcit.config import RunConfig
 from fcit.data import partition
-from fcit.errors import ConfigError
+from fcit.data.partition import ClientFiles
+from fcit.data.spec import BenchmarkSpec
+from fcit.errors import ConfigError, DataError
 
 
 class Fixed:
@@ -83,6 +88,21 @@ def test_interrupted_writing_leaves_no_folder(tmp_path):
     with pytest.raises(IndexError):
         partition.write_clients(tmp_path / "Task1", ROWS, [[0], [9]])
     assert not (tmp_path / "Task1").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("FCIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "instructions").mkdir()
+    (tmp_path / "instructions" / "a.json").write_text("[]", encoding="utf-8")
+    spec = BenchmarkSpec(name="own", datasets={"a": {"train": "a.json", "test": "a.json"}}, tasks=[["a"]])
+    files = ClientFiles(spec, tmp_path, RunConfig(federation={"clients": 2}), lambda task: [{} for _ in range(8)])
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match=r"client files cannot be written.*No space left.*FCIT_CACHE"):
+        files.folder(0)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if "Task1" in p.name]
 
 
 def test_the_quicker_of_two_writers_wins(tmp_path):

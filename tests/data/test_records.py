@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -74,8 +75,11 @@ def test_not_a_list(write):
 def test_not_text(tmp_path):
     path = tmp_path / "binary.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="UTF-8"):
+    with pytest.raises(DataError, match=r"UTF-8 text \(.*\)$"):
         formats.read_train(path)
+    (tmp_path / "train.json.gz").write_bytes(gzip.compress(b"[]"))
+    with pytest.raises(DataError, match=r"UTF-8.*; unpack it first"):
+        formats.read_train(tmp_path / "train.json.gz")
 
 
 @pytest.mark.parametrize(

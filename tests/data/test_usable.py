@@ -71,6 +71,15 @@ def test_good_and_bad_are_known_to_the_next_process(root, tmp_path, asked):
     assert asked[COUNT:] == [NAMES[2]]
 
 
+def test_a_cache_that_cannot_be_written_only_costs_time(root, tmp_path, asked):
+    (tmp_path / "kept").touch()  # a file, where a folder would have to be
+    (root / NAMES[2]).write_bytes(b"x")
+    look = ImageVerdicts(root, tmp_path / "kept")
+    assert list(look.problems(NAMES)) == [NAMES[2]]
+    assert list(look.problems(NAMES)) == [NAMES[2]]
+    assert len(asked) == COUNT
+
+
 def test_names_are_followed_as_when_images_are_opened(root, tmp_path):
     (tmp_path / "out.png").write_bytes((root / NAMES[0]).read_bytes())
     (root / "link.png").symlink_to(root / NAMES[0])

@@ -34,6 +34,14 @@ def test_what_its_own_answer_does_not_score(scorer, good, bad, why):
     assert why in found[1]
 
 
+@pytest.mark.parametrize("scorer", ["exact", "exact-clean", "substring-official", "dcl-contained"])
+def test_an_empty_answer_is_told_of(scorer):
+    """Every prediction holds it, or none but an empty one is it."""
+    assert unreachable(scorer, asked("a", " ", "b")).keys() == {1}
+    assert "empty" in unreachable(scorer, asked("a", "", "b"))[1]
+    assert unreachable(scorer, asked("", references=("", "a"))) == {}
+
+
 @pytest.mark.parametrize("scorer", ["exact-clean", "substring-official", "dcl-choice-clean", "dcl-words-clean"])
 def test_rules_that_forgive_blanks(scorer):
     assert unreachable(scorer, asked("red", "red ")) == {}

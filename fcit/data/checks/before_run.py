@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from fcit.data import subset
 from fcit.data.dataset import SHOWN, Usable
 from fcit.data.formats import files
+from fcit.data.partition import beyond
 from fcit.data.records import TestRecord, picked, placed
 from fcit.errors import ConfigError, DataError
+from fcit.io import bounded
 
 if TYPE_CHECKING:
     from fcit.data.benchmark import Benchmark
@@ -19,7 +21,7 @@ WARNED = 3  # records of a test set that are described in warnings
 
 def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
     """Files and folders of these data sets that do not exist."""
-    if not benchmark.root.is_dir():
+    if not bounded.is_dir(benchmark.root):
         spec = benchmark.spec
         fill = f"; `fcit data download {benchmark.config.benchmark} --root ...` fills one" if spec.sources else ""
         return [f"the folder {benchmark.root}; name the one that holds {spec.instructions!r} and {spec.images!r}{fill}"]
@@ -29,7 +31,7 @@ def missing(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
             path = benchmark.files.located(file)
             if not files.exists(path):
                 absent.append(f"{path}, named by datasets.{name}.{key} of the benchmark")
-    if not benchmark.image_root.is_dir() and any(_has_images(benchmark, name) for name in names):
+    if not bounded.is_dir(benchmark.image_root) and any(_has_images(benchmark, name) for name in names):
         absent.append(f"the image folder {benchmark.image_root}, named by `images` of the benchmark")
     return absent
 
@@ -53,6 +55,10 @@ def check(benchmark: Benchmark, names: Sequence[str]) -> None:
         ConfigError: everything that is broken, together.
     """
     problems = [problem for name in names for problem in _problems(benchmark, name)]
+    benchmark.warnings += [
+        f"data set {name!r} of the benchmark is in none of its tasks: it is neither learnt nor asked"
+        for name in benchmark.spec.untrained
+    ]
     benchmark.warnings += _delivered(benchmark, names)
     if problems:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
@@ -118,11 +124,25 @@ def _delivered(benchmark: Benchmark, names: Sequence[str]) -> list[str]:
 
     Generated files need no check: they follow from the training files.
     """
-    warnings = []
-    for task, datasets in enumerate(benchmark.tasks):
-        if benchmark.judge is None or not set(datasets) & set(names) or not benchmark.client_files.is_delivered(task):
+    warnings, clients = [], benchmark.config.federation.clients
+    delivered = [task for task in range(len(benchmark.tasks)) if benchmark.client_files.is_delivered(task)]
+    if delivered and len(delivered) < len(benchmark.tasks):
+        drawn = [str(task) for task in range(len(benchmark.tasks)) if task not in delivered]
+        warnings.append(
+            f"{benchmark.client_files.folder(delivered[0]).parent}: has no client files of task {', '.join(drawn)}, "
+            "which are drawn here; complete the partition, or move it away"
+        )
+    for task in delivered:
+        if not set(benchmark.tasks[task]) & set(names):
             continue
-        for client in range(benchmark.config.federation.clients):
+        folder = benchmark.client_files.folder(task)
+        unused = beyond(folder, clients)
+        if unused:
+            warnings.append(
+                f"{folder}: records of {unused} clients beyond federation.clients ({clients}) are trained by nobody; "
+                f"set federation.clients={clients + unused}, or move the partition away, and another is drawn"
+            )
+        for client in range(clients) if benchmark.judge is not None else ():
             try:
                 benchmark.shard(client, task)
                 unknown = benchmark.unknown_suffix.get((client, task), 0)

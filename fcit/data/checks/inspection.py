@@ -13,6 +13,7 @@ from fcit.config import RunConfig
 from fcit.data.checks.findings import Dataset, Findings, Partition, Setting
 from fcit.data.formats import files
 from fcit.data.images.verdicts import ImageVerdicts
+from fcit.data.partition import beyond
 from fcit.data.records import Record, picked, placed
 from fcit.data.spec import BenchmarkSpec, DatasetSpec
 from fcit.data.store import RecordStore
@@ -75,6 +76,9 @@ class Inspection:
     def look(self, settings: Sequence[str] = SETTINGS, betas: Sequence[str] = BETAS) -> Findings:
         """Read everything that these settings need."""
         datasets = [self.dataset(name) for name in self.spec.datasets]
+        if not self.spec.tasks:  # questions alone
+            asked = self._whole("evaluation.held_out", datasets)
+            return Findings(self.spec.name, str(self.root), datasets, [], [asked])
         partitions = [self.partition(beta) for beta in betas]
         for partition in partitions:
             if partition.origin == "generated":
@@ -90,6 +94,8 @@ class Inspection:
     def dataset(self, name: str) -> Dataset:
         """Files, records and images of one data set."""
         spec, dataset = self.spec.datasets[name], Dataset(name)
+        if name in self.spec.untrained:
+            dataset.notes.append(f"{name}: is in none of the tasks, so that it is neither learnt nor asked")
         decoded: set[str] = set()
         trains = spec.train and self._exist(dataset, dataset.problems, spec.train)
         train = self._train(dataset, decoded) if trains else []
@@ -231,6 +237,12 @@ class Inspection:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             partition.problems.append(f"{folder}: no {missing[0]}{more}, of {self.clients} clients")
+        unused = beyond(folder, self.clients)
+        if unused:
+            partition.notes.append(
+                f"{folder}: files of {unused} clients beyond {self.clients} (--clients); with so many clients nobody "
+                "trains their records"
+            )
         present = [path for path in paths if path.is_file()]
         tasks: Counter[int] = Counter()
         for path in present if self.every else present[:2]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -174,7 +175,7 @@ class _Data:
         paths = [folder / f"client_{client}.json" for client in clients]
         records = (self.benchmark.files.read(path, Form()).records for path in paths if path.is_file())
         return {
-            "delivered": str(folder.relative_to(self.benchmark.root)),
+            "delivered": os.path.relpath(folder, self.benchmark.root),  # a partition may lie elsewhere
             "clients": len(clients),
             "sha256": _sha([[path.name, file_sha(path)] for path in paths]),
             "images": self._images(image for some in records for image in images_of(some)),

@@ -21,7 +21,7 @@ from fcit.errors import DataError
 from fcit.io import bounded
 
 #: Raised whenever a file is read differently, so that what was kept of it in the cache is made anew.
-VERSION = 3
+VERSION = 4
 
 
 def module(name: str) -> Any:

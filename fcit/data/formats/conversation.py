@@ -97,7 +97,7 @@ def images_of(row: dict[str, Any]) -> tuple[str, ...]:
     """
     if any(row.get(key) not in (None, "", []) for key in ("video", "videos")):
         raise ValueError("names a video, and only images are shown to a model; give its frames as images")
-    named = [row[key] for key in ("image", "images") if row.get(key) not in (None, "")]
+    named = [row[key] for key in ("image", "images") if row.get(key) not in (None, "", [])]
     if not named:
         return ()
     if len(named) > 1 and named[0] != named[1]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_FILE = 2**30  # bytes of an instruction file
 TABLES = ("parquet", "hf")  # formats that follow from where rows lie
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # what a text file is often delivered in
 HUB = "hub:"
 _NAMED = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.+-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>.+))?")
 #: Marks a folder as a saved data set, or as one of several splits.
@@ -206,7 +207,8 @@ def read_text(path: Path, what: str) -> str:
     except FileNotFoundError:
         raise DataError(f"{path}: no such {what} file; check data_root and the benchmark file") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        hint = "; unpack it first" if path.suffix.lower() in PACKED else ""
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}){hint}") from None
 
 
 def read_rows(path: Path, form: Form = Form()) -> Rows:
@@ -224,7 +226,7 @@ def read_rows(path: Path, form: Form = Form()) -> Rows:
 
         return hub.read(place, form)
     text = read_text(path, "instruction")
-    if path.suffix in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson") and not text.lstrip().startswith("["):
         return _json_lines(path, text)
     try:
         rows = bounded.parse_json(text, constants=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -101,11 +102,13 @@ class ImageMemory:
         return [f"{content:016x}" if content else "" for content in _of(self._rows, keys)["content"].tolist()]
 
     def remember(self, new: Mapping[str, ImageResult]) -> None:
-        """Keep results, here and for other processes."""
+        """Keep results, here and, where its folder can be written, for other processes."""
         rows = [_row(key.encode(), result) for key, result in new.items() if not isinstance(result, str)]
         self._rows = _merged(np.concatenate([self._rows, np.array(rows, _ROW)]))
         self.bad |= {key: result for key, result in new.items() if isinstance(result, str)}
-        if self.file is not None:
+        if self.file is None:
+            return
+        with contextlib.suppress(OSError):  # the next process looks at the files again
             self.file.parent.mkdir(parents=True, exist_ok=True)
             text = "".join(_line(key, result) for key, result in new.items() if not isinstance(result, Passing))
             with FileLock(f"{self.file}.lock"), self.file.open("ab+") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -25,7 +26,7 @@ from fcit.data.mini.questions import Example
 from fcit.data.mini.reworded import REWORDED
 from fcit.data.mini.scenes import images
 from fcit.data.mini.sources import GENERAL, Source, source_of
-from fcit.errors import ConfigError
+from fcit.errors import ConfigError, DataError
 
 VERSION = "mini-1"
 AT_ONCE = 64  # images composed together
@@ -112,14 +113,31 @@ def make(name: str, root: Path, seed: int = 0) -> None:
     """Render one dataset under ``root``; nothing that looks complete is left if it is interrupted.
 
     Raises:
-        ConfigError: no mini dataset has this name.
+        ConfigError: no mini dataset has this name, or other pictures lie in its place.
     """
     if name not in FOLDERS:
         raise ConfigError(f"no mini dataset {name!r} (there are: {', '.join(FOLDERS)})")
     folder = FOLDERS[name]
+    shown = root / "datasets" / folder
+    if os.path.lexists(shown) and not _is_ours(shown):
+        raise _foreign(shown)
     work = root / f".making-{folder}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    texts, pictures = work / "instructions", work / "images"
+    try:
+        pictures, texts = _drawn_and_written(name, work, seed)
+        for part in ("datasets", "instructions"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        # The instruction folder goes last: it is what says that the dataset is complete.
+        for source, target in ((pictures, shown), (texts, root / "instructions" / folder)):
+            shutil.rmtree(target, ignore_errors=True)
+            source.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _drawn_and_written(name: str, work: Path, seed: int) -> tuple[Path, Path]:
+    """All splits of a data set in a folder of their own; returns where its pictures and its texts are."""
+    folder, texts, pictures = FOLDERS[name], work / "instructions", work / "images"
     texts.mkdir(parents=True)
     seen: set[bytes] = set()
     for split, count in SPLITS.items():
@@ -136,23 +154,47 @@ def make(name: str, root: Path, seed: int = 0) -> None:
         (texts / f"{split}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         if split != "train" and examples[0].references:
             (texts / f"{split}_coco_type.json").write_text(json.dumps(_coco(examples), indent=1), encoding="utf-8")
-    for part in ("datasets", "instructions"):
-        (root / part).mkdir(parents=True, exist_ok=True)
-    # The instruction folder goes last: it is what says that the dataset is complete.
-    for source, target in ((pictures, root / "datasets" / folder), (texts, root / "instructions" / folder)):
-        shutil.rmtree(target, ignore_errors=True)
-        source.rename(target)
-    shutil.rmtree(work, ignore_errors=True)
+    return pictures, texts
+
+
+def _is_ours(pictures: Path) -> bool:
+    """Whether a folder of pictures can only be what was rendered before an interruption."""
+    if pictures.is_symlink() or not pictures.is_dir():
+        return False
+    splits = list(pictures.iterdir())
+    return all(split.name in SPLITS and split.is_dir() and not split.is_symlink() for split in splits) and all(
+        re.fullmatch(r"\d{5}\.png", file.name) for split in splits for file in split.iterdir()
+    )
+
+
+def _foreign(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"data_root, --root: {folder} is there and is not what fcit renders; the built-in data sets need a folder of "
+        "their own: leave it out, or name an empty one"
+    )
 
 
 def ensure(name: str, root: Path) -> None:
-    """Render a data set unless it exists; safe when several processes do so at once."""
+    """Render a data set unless it exists; safe when several processes do so at once.
+
+    Raises:
+        ConfigError: no mini data set has this name, or other files lie in its place.
+        DataError: the folder cannot be written.
+    """
     from filelock import FileLock
 
-    done = root / "instructions" / FOLDERS.get(name, name)
-    if done.is_dir():
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(root / f".{name}.lock")):
+    folder = FOLDERS.get(name, name)
+    done, one = root / "instructions" / folder, root / "datasets" / folder / "test" / "00000.png"
+    try:
         if not done.is_dir():
-            make(name, root)
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(str(root / f".{name}.lock")):
+                if not done.is_dir():
+                    make(name, root)
+    except OSError as error:
+        raise DataError(
+            f"{root}: the built-in data set {name!r} cannot be rendered there ({error}); name a folder that can be "
+            "written and has room, by FCIT_CACHE, data_root or --root"
+        ) from None
+    if not (one.is_file() and all((done / f"{split}.json").is_file() for split in ("val", "test"))):
+        raise _foreign(done)
