@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -131,6 +133,11 @@ def test_page_and_pictures(board):
     pictures = page.write_figures(filled)
     assert [file.name for file in pictures] == ["pareto.svg", "last.svg"]
     assert all(file.stat().st_size > 2000 and file.with_suffix(".pdf").is_file() for file in pictures)
+    files = [file.with_suffix(ending) for file in pictures for ending in (".svg", ".pdf")]
+    before = [file.read_bytes() for file in files]
+    with mock.patch.dict(os.environ, {"SOURCE_DATE_EPOCH": "86400"}):
+        page.write_figures(filled)
+    assert [file.read_bytes() for file in files] == before
     text = page.render(filled)
     assert text.startswith("<!doctype html>")
     assert 'href="disco-s1/report.html"' in text
