@@ -13,6 +13,7 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from fcit.deploy import submit
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
@@ -47,6 +48,19 @@ def prepared(tmp_path_factory) -> Deployment:
     deployment = plan(tmp_path_factory.mktemp("deployment") / "dir")
     init(deployment, 2, Steps())
     return deployment
+
+
+@pytest.fixture
+def deployment(prepared, tmp_path, monkeypatch) -> Deployment:
+    """A copy of the prepared deployment in which both sites are registered."""
+    copy = tmp_path / "dir"
+    shutil.copytree(prepared.path, copy)
+    monkeypatch.setattr(submit, "_ASK", 0.0)
+    monkeypatch.setattr(submit, "_LOOK", 0.01)
+    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: [])
+    opened = Deployment.open(copy)
+    opened.remember("nodes", {"0": "11", "1": "12"})
+    return opened
 
 
 def signed(deployment: Deployment, name: str) -> tuple[dict[str, str], bytes]:
