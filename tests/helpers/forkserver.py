@@ -120,8 +120,8 @@ def _begin(request: dict[str, Any], streams: list[int]) -> int:
     return int(getattr(importlib.import_module(module), name)(*request["arguments"]))
 
 
-def execute(code: str) -> int:
+def execute(code: str, *arguments: str) -> int:
     """Execute code as ``python -c`` does."""
-    sys.argv = ["-c"]
+    sys.argv = ["-c", *arguments]
     exec(code, vars(sys.modules["__main__"]))
     return 0
