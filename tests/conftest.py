@@ -17,9 +17,13 @@ from tests.helpers.runs import BACKBONE, SMALL
 # What takes time to import is imported where it is used: the process that hands out the tests needs none of it.
 #: What many tests import besides the commands.
 OFTEN = "clients.site.executor", "datasets", "matplotlib.pyplot", "openai", "torch._functorch.partitioners"
+#: Where the fork server that has imported the tests is kept.
+TESTS = pytest.StashKey[forked.Forked]()
 
-# Collecting imports everything and makes no garbage; looking for it takes a tenth of the time.
-gc.disable()
+
+def pytest_configure() -> None:
+    """Collecting imports everything and makes no garbage; looking for it takes a tenth of the time."""
+    gc.disable()
 
 
 @pytest.fixture(scope="session")
@@ -107,11 +111,12 @@ def world(cache):
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_setupnodes(specs: list) -> None:
-    """pytest-xdist's processes are forked from one that has imported what they would each import."""
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list) -> None:
+    """pytest-xdist's processes are forked from one that has imported what they would each import, with the tests."""
     forkserver.ensure(*OFTEN)
+    address, config.stash[TESTS] = forkserver.with_tests(config.args)
     for spec in specs:
-        spec.python = shlex.join([sys.executable, "-P", "-S", forked.__file__])
+        spec.python = shlex.join([sys.executable, "-P", "-S", forked.__file__, f"--server={address}"])
 
 
 def pytest_collection_finish() -> None:

@@ -14,9 +14,12 @@ from pydantic_core import PydanticUndefined
 from fcit.cli import main
 from fcit.data import spec
 from fcit.runs.reader import Run
+from tests.helpers.runs import BACKBONE
 
 PAGE = Path(__file__).parents[2] / "docs" / "own-data.md"
 MODELS = ("BenchmarkSpec", "DatasetSpec", "AnswerSuffix", "PartitionSpec", "Source")
+#: Of each data set of the example; four clients have two of them each before the rest is drawn.
+RECORDS = 12
 
 
 def default(field) -> str:
@@ -71,14 +74,18 @@ def example(tmp_path, monkeypatch) -> Path:
         files = tmp_path / "data" / "instructions" / folder
         files.mkdir(parents=True)
         images = tmp_path / "data" / "datasets" / ("scans" if folder == "receipts" else "")
-        for n in range(24):
+        for n in range(RECORDS):
             path = images / image.format(n)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (24, 24), (10 * n, 100, 200)).save(path)
-        (files / "train.json").write_text(json.dumps([{**train, "id": n, "image": image.format(n)} for n in range(24)]))
+        (files / "train.json").write_text(
+            json.dumps([{**train, "id": n, "image": image.format(n)} for n in range(RECORDS)])
+        )
         for split in ("test", "val"):
             records = [{**test, "question_id": n, "image": image.format(n)} for n in range(4)]
             (files / f"{split}.json").write_text(json.dumps(records))
+    with (tmp_path / "run.yaml").open("a") as file:  # the built-in model with fewer layers
+        file.write(yaml.safe_dump({"backbone": BACKBONE}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

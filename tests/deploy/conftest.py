@@ -2,8 +2,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from base64 import b64encode
 from pathlib import Path
 
@@ -13,12 +11,12 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from fcit.deploy import submit
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.init import init
 from fcit.deploy.steps import Steps
-from tests.helpers.waiting import LONG, wait
-
-FCIT = Path(sys.executable).with_name("fcit")
+from tests.helpers.commands import Command
+from tests.helpers.waiting import wait
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -49,6 +47,19 @@ def prepared(tmp_path_factory) -> Deployment:
     return deployment
 
 
+@pytest.fixture
+def deployment(prepared, tmp_path, monkeypatch) -> Deployment:
+    """A copy of the prepared deployment in which both sites are registered."""
+    copy = tmp_path / "dir"
+    shutil.copytree(prepared.path, copy)
+    monkeypatch.setattr(submit, "_ASK", 0.0)
+    monkeypatch.setattr(submit, "_LOOK", 0.01)
+    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: [])
+    opened = Deployment.open(copy)
+    opened.remember("nodes", {"0": "11", "1": "12"})
+    return opened
+
+
 def signed(deployment: Deployment, name: str) -> tuple[dict[str, str], bytes]:
     """Headers as a SuperNode with this site's key sends them, and its public key."""
     private = serialization.load_ssh_private_key((deployment.site(name) / "site.key").read_bytes(), None)
@@ -69,12 +80,9 @@ class Up:
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
         self.log = deployment.path.with_name("up.log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [FCIT, "deploy", "up", deployment.path], stdout=log, stderr=log, start_new_session=True
-            )
-        wait(lambda: self.process.poll() is not None or "sites reach the door" in self.log.read_text())
-        assert self.process.poll() is None, self.log.read_text()
+        self.process = Command("deploy", "up", deployment.path, log=self.log)
+        wait(lambda: self.process.returncode is not None or "sites reach the door" in self.log.read_text())
+        assert self.process.returncode is None, self.log.read_text()
 
     def children(self) -> list[int]:
         """Processes that it has started itself."""
@@ -83,6 +91,6 @@ class Up:
         ]
 
     def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(LONG)
+        if self.process.returncode is None:
+            self.process.signal(signal.SIGTERM)
+        return self.process.wait()

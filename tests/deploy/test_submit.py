@@ -2,89 +2,20 @@
 
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from fcit import config as configuration
 from fcit.cli import main
-from fcit.data.stream import open_stream
 from fcit.deploy import submit as module
-from fcit.deploy.control import SuperLinkAway
 from fcit.deploy.deployment import Deployment
-from fcit.deploy.steps import DeployError
 from fcit.errors import DiskFull
-from fcit.io.files import read_json, write_text
-from fcit.runs.folder import BELONGS, RunDir
-from fcit.runs.recorded import hold_data
-
-CONFIG = {
-    "name": "tiny",
-    "method": "finetune",
-    "federation": {"clients": 2, "clients_per_round": 2},
-    "stream": "site",  # the server needs no data
-}
-
-
-class Pretended:
-    """Answers `flwr` commands; a run ends as told once ``over`` is set."""
-
-    def __init__(self, end: str, details: str = "") -> None:
-        self.end, self.details = end, details
-        self.over = threading.Event()
-        self.asked: list[tuple[str, ...]] = []
-        self.going: list[str] = []
-
-    def __call__(self, deployment, *words, settings=(), steps=None):
-        self.asked.append((*words, *settings))
-        if words[0] == "run":
-            return {"run-id": "7"}
-        if words[0] == "ls" and not settings:
-            return {"runs": [{"run-id": number, "status": "running"} for number in self.going]}
-        status = f"finished:{self.end}" if self.over.is_set() else "running"
-        return {"runs": [{"run-id": "7", "status": status, "status-details": self.details}]}
-
-
-@pytest.fixture
-def deployment(prepared, tmp_path, monkeypatch) -> Deployment:
-    """A copy of the prepared deployment in which both sites are registered."""
-    copy = tmp_path / "dir"
-    shutil.copytree(prepared.path, copy)
-    monkeypatch.setattr(module, "_ASK", 0.0)
-    monkeypatch.setattr(module, "_LOOK", 0.01)
-    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: [])
-    opened = Deployment.open(copy)
-    opened.remember("nodes", {"0": "11", "1": "12"})
-    return opened
-
-
-def pretend(monkeypatch, *arguments) -> Pretended:
-    pretended = Pretended(*arguments)
-    monkeypatch.setattr("fcit.deploy.submit.flwr", pretended)
-    monkeypatch.setattr("fcit.deploy.control.flwr", pretended)
-    return pretended
-
-
-def ended(states: dict[str, tuple[str, str]]) -> Callable[..., dict]:
-    """Answers what `flwr ls` says of runs that are over: how each ended, and why."""
-
-    def flwr(deployment, *words, settings=(), steps=None):
-        end, details = states[settings[-1]]
-        return {"runs": [{"run-id": settings[-1], "status": f"finished:{end}", "status-details": details}]}
-
-    return flwr
-
-
-def config(tmp_path, **changes) -> str:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, **changes}))
-    return str(path)
+from fcit.runs.folder import RunDir
+from tests.deploy.pretended import CONFIG, config, ended, pretend
 
 
 @pytest.mark.parametrize("end,code,word", [("failed", 1, "failed: no disk"), ("stopped", 75, "stopped: no disk")])
@@ -319,124 +250,3 @@ def test_the_time_left_is_estimated_by_the_events_not_by_when_they_are_shown(dep
     last = [line for line in capsys.readouterr().out.splitlines() if "round 10/19" in line]
     assert last[0].endswith("10.0 min left")
     assert "clients 0 loss" in last[0]  # client 1 was sampled and sent nothing
-
-
-def test_one_run_at_a_time(deployment, tmp_path, monkeypatch, capsys):
-    pretend(monkeypatch, "failed").going.append("5")
-    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
-    assert "run 5 is going on" in capsys.readouterr().err
-    assert not list((deployment.path / "runs").iterdir())
-
-
-def test_an_app_that_is_not_the_installed_one_is_not_submitted(deployment, tmp_path, monkeypatch, capsys):
-    pretended = pretend(monkeypatch, "failed")
-    monkeypatch.setattr("fcit.deploy.submit.app.differs", lambda deployment: ["server/loop.py"])
-    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 2
-    assert "fcit deploy update" in capsys.readouterr().err
-    assert pretended.asked == []
-
-
-def test_dry_run_shows_the_command(deployment, tmp_path, monkeypatch, capsys):
-    assert main(["deploy", "submit", str(deployment.path), config(tmp_path), "--dry-run"]) == 0
-    assert f"flwr run {deployment.app} operator -c 'run-dir=" in capsys.readouterr().out
-    assert not list((deployment.path / "runs").iterdir())
-    assert deployment.remembered("runs") == {}
-
-
-def test_a_superlink_that_stays_away_is_given_up(deployment, tmp_path, monkeypatch, capsys):
-    pretended = pretend(monkeypatch, "failed")
-
-    def away(deployment, *words, settings=(), steps=None):
-        if settings[:1] == ("--run-id",):
-            raise SuperLinkAway("the SuperLink does not answer")
-        return pretended(deployment, *words, settings=settings, steps=steps)
-
-    monkeypatch.setattr("fcit.deploy.submit.flwr", away)
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
-    assert main(["deploy", "submit", str(deployment.path), config(tmp_path)]) == 1
-    assert "does not answer" in capsys.readouterr().err
-
-
-def test_a_superlink_that_cannot_write_does_not_end_the_display(deployment, tmp_path, monkeypatch, capsys):
-    """Its disk is full: it refuses to say how the run is, whose events are there to be read."""
-    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(CONFIG), {})
-    folder.event("start", stages=1, rounds=1, done=[0, 0])
-    deployment.remember("runs", {"7": str(folder.path)})
-    asked = []
-
-    def refuses(deployment, *words, settings=(), steps=None):
-        asked.append(words)
-        if len(asked) == 3:
-            folder.event("stage", stage=0, row={"last": 50.0})
-            folder.results.write_text("{}")
-        raise DeployError("flwr ls: 500 Internal Server Error")
-
-    monkeypatch.setattr("fcit.deploy.submit.flwr", refuses)
-    monkeypatch.setattr(module, "write_page", lambda *arguments: None)
-    monkeypatch.setattr(module.terminal, "ending", lambda *arguments: None)
-    assert main(["deploy", "follow", str(deployment.path)]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("followed by its events only: flwr ls: 500 Internal Server Error") == 1
-    assert "stage 1 scores: last 50.0" in shown
-
-
-def test_what_to_stop_must_be_clear(deployment, monkeypatch, capsys):
-    pretended = pretend(monkeypatch, "stopped")
-    assert main(["deploy", "stop", str(deployment.path)]) == 2
-    assert "nothing to stop" in capsys.readouterr().err
-    pretended.going.append("5")
-    assert main(["deploy", "stop", str(deployment.path)]) == 0
-    assert pretended.asked[-1] == ("stop", "5")
-
-
-def test_follow_wants_a_run_that_is_known(deployment, capsys):
-    assert main(["deploy", "follow", str(deployment.path), "99"]) == 2
-    assert "99 was not submitted here" in capsys.readouterr().err
-
-
-def test_changed_code_is_refused_before_anything_is_sent(deployment, tmp_path, monkeypatch, capsys):
-    """The way out goes through the same command, as the server of a deployment works elsewhere."""
-    pretended = pretend(monkeypatch, "completed", "")
-    examples = Path(__file__).parents[2] / "examples" / "own"
-    shutil.copy(examples / "momentum.py", tmp_path / "momentum.py")
-    raw = {**CONFIG, "fedopt": f"{tmp_path}/momentum.py:Momentum"}
-    folder = RunDir.create(tmp_path, "tiny", yaml.safe_dump(raw), {})
-    write_text(folder.path / BELONGS, f"{deployment.path}\n")
-    benchmark = open_stream(configuration.load(folder.config))
-    hold_data(folder, benchmark)
-    write_text(folder.state / "000001" / "state.json", "{}")
-    (tmp_path / "momentum.py").write_text((tmp_path / "momentum.py").read_text() + "\n# other\n")
-    command = ["deploy", "submit", str(deployment.path), "--resume", str(folder.path)]
-    assert main(command) == 2
-    said = capsys.readouterr().err
-    assert f"fedopt Momentum ({tmp_path}/momentum.py): " in said
-    assert not any(a[0] == "run" for a in pretended.asked)
-    assert f"`fcit {' '.join(command)} --accept-changed-data` goes on" in said
-    monkeypatch.setattr(module, "_follow", lambda *arguments: 0)
-    assert main([*command, "--accept-changed-data"]) == 0
-    assert len(read_json(folder.environment)["data_changes"]) == 1
-    assert any(a[0] == "run" for a in pretended.asked)
-
-
-def test_register_goes_on_past_a_key_that_is_refused(deployment, monkeypatch, capsys):
-    deployment.remember("nodes", {})
-
-    def flwr(deployment, *words, settings=(), steps=None):
-        if words[-1] == "0":
-            raise DeployError("flwr supernode register: the public key is already in use")
-        return {"node-id": "12"}
-
-    monkeypatch.setattr("fcit.deploy.control.flwr", flwr)
-    assert main(["deploy", "register", str(deployment.path)]) == 1
-    assert deployment.remembered("nodes") == {"1": "12"}
-    said = capsys.readouterr().err
-    assert "not registered: site 0: flwr supernode register: the public key is already in use" in said
-    assert f"`fcit deploy add {deployment.path} 0`" in said
-
-
-def test_status_cuts_no_folder(deployment, monkeypatch, capsys):
-    long = str(deployment.path / "runs" / ("a-long-name" * 12))
-    deployment.remember("runs", {"5": long})
-    pretend(monkeypatch, "failed").going.append("5")
-    assert main(["deploy", "status", str(deployment.path)]) == 0
-    assert f"run 5  running  {long}" in capsys.readouterr().out

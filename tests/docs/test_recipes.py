@@ -4,12 +4,9 @@ All of them in one copy of the code and one process: what each needs for itself 
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,15 +15,23 @@ import yaml
 from fcit.models.places import TINY
 from tests.docs.pages import DOCS, RECIPES, ROOT, Block, blocks, commands
 from tests.helpers import lighter
+from tests.helpers.commands import Process
 
-#: Runs the commands on its input; its last line holds the exit code and the output of each.
+#: Runs the commands of a file; its last line holds the exit code and the output of each. The libraries are those that
+#: the fork server has imported, which takes long; the code is that of the copy.
 DRIVER = """
 import contextlib, io, json, runpy, sys, traceback
+from pathlib import Path
+for name in [name for name in sys.modules if name.partition(".")[0] in ("fcit", "server", "clients", "tests")]:
+    del sys.modules[name]
+sys.path[:0] = sys.argv[2:]
+import fcit
+assert Path(fcit.__file__).is_relative_to(sys.argv[2]), fcit.__file__
 from fcit.cli import main
 from tests.helpers.lighter import lighten
 lighten()
 done = []
-for page, line, (program, *words) in json.loads(sys.stdin.read()):
+for page, line, (program, *words) in json.loads(Path(sys.argv[1]).read_text()):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -71,7 +76,7 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
     shutil.rmtree(model)
     lighter.cut_model(model)
     quick = folder / "configs" / "quick.yaml"  # of which a recipe shows that it runs
-    fewer = {"evaluation": {"when": "final", "samples": 1}}
+    fewer = {"evaluation": {"when": "final", "samples": 1}, "federation": {"rounds": 1, "clients_per_round": 1}}
     quick.write_text(yaml.safe_dump({**yaml.safe_load(quick.read_text()), **fewer}))
     lines, stale = [], []
     for page in RECIPES:
@@ -79,15 +84,9 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
             lines += prepare(page, folder)
         except AssertionError as error:  # of this recipe alone
             stale.append((page, "its changes", str(error), ""))
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(lines),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    (folder / "commands.json").write_text(json.dumps(lines))
+    done = Process("tests.helpers.forkserver:execute", DRIVER, "commands.json", folder, ROOT, folder=folder)
+    assert done.wait() == 0, done.stderr
     return [*stale, *json.loads(done.stdout.splitlines()[-1])]
 
 

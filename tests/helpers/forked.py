@@ -28,6 +28,7 @@ class Forked:
         environment: its environment variables.
         folder: where it works.
         mask: of the files that it makes.
+        server: address of another fork server.
 
     Raises:
         ConnectionError: the fork server has ended; its stderr says why.
@@ -41,6 +42,7 @@ class Forked:
         environment: Mapping[str, str] = os.environ,
         folder: Path | str | None = None,
         mask: int = -1,
+        server: str | None = None,
     ) -> None:
         request = {
             "target": target,
@@ -50,7 +52,7 @@ class Forked:
             "mask": mask,
         }
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._link.connect(os.environ[ADDRESS])
+        self._link.connect(server or os.environ[ADDRESS])
         socket.send_fds(self._link, [json.dumps(request).encode()], streams)
         self._code: int | None = None
         self.pid = self._receive()
@@ -71,6 +73,8 @@ class Forked:
 def main(arguments: list[str]) -> int:
     """Have done what ``python`` does with these arguments: ``-c CODE`` or ``-m fcit.cli COMMAND ...``.
 
+    Code may have ``--server=ADDRESS`` before it.
+
     Returns:
         the exit code; of a process that a signal has killed that of a shell.
     """
@@ -80,7 +84,8 @@ def main(arguments: list[str]) -> int:
     if "-m" in arguments:
         process = Forked("tests.helpers.commands:run_fcit", ["", *arguments[arguments.index("-m") + 2 :]])
     else:
-        process = Forked("tests.helpers.forkserver:execute", [arguments[-1]])
+        server = next((word.partition("=")[2] for word in arguments if word.startswith("--server=")), None)
+        process = Forked("tests.helpers.forkserver:execute", [arguments[-1]], server=server)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(process.pid, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     code = process.wait()

@@ -2,12 +2,14 @@
 
 Importing torch, Flower and the rest takes seconds. One process of a test session does so; pytest-xdist's processes and
 the commands that tests run are forked from it. So each begins as a new process does: without caches, models or threads
-of the tests.
+of the tests. Pytest-xdist's are forked by a second one (:func:`collect`), a fork of the first that has imported the
+tests, too.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -24,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.helpers.forked import ADDRESS
+from tests.helpers.forked import ADDRESS, Forked
 
 ROOT = Path(__file__).parents[2]
 #: What every command imports sooner or later.
@@ -33,6 +35,7 @@ COMMANDS = (
     "tests.helpers.commands",
 )
 _LARGEST = 2**18  # bytes of a request
+_PR_SET_PDEATHSIG = 1
 
 
 def ensure(*modules: str) -> None:
@@ -64,11 +67,36 @@ def ensure(*modules: str) -> None:
     atexit.register(end)
 
 
-def serve(listening: int, modules: tuple[str, ...]) -> None:
+def with_tests(arguments: list[str]) -> tuple[str, Forked]:
+    """Start the second server; returns the address of its socket, and the process, which ends with this object.
+
+    Args:
+        arguments: of pytest, by which it finds the tests.
+    """
+    address = f"{os.environ[ADDRESS]}-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, Path(os.devnull).open("w") as nowhere:
+        listener.bind(address)
+        listener.listen()
+        streams = listener.fileno(), nowhere.fileno(), 2
+        return address, Forked(f"{__name__}:collect", arguments, streams)
+
+
+def collect(*arguments: str) -> int:
+    """Import the tests as pytest does to collect them, then fork for each request; stdin is the socket that listens."""
+    import pytest
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with the first server
+    pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *arguments])
+    serve(0, (), ())
+    return 0
+
+
+def serve(listening: int, modules: tuple[str, ...], ending: tuple[int, ...] = (0,)) -> None:
     """Import the modules, then fork a process for each request until stdin ends.
 
     Args:
         listening: descriptor of the socket that listens.
+        ending: descriptors at whose end it ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the processes
     for module in modules:  # garbage is not looked for meanwhile, which would take a tenth of the time
@@ -77,8 +105,9 @@ def serve(listening: int, modules: tuple[str, ...]) -> None:
     running: dict[int, tuple[int, socket.socket]] = {}  # process and whoever wants it, by the process' descriptor
     with socket.socket(fileno=listening) as listener:
         while True:
-            ready = select.select([0, listener, *running, *(link for _, link in running.values())], [], [])[0]
-            if 0 in ready:
+            links = [link for _, link in running.values()]
+            ready = select.select([*ending, listener, *running, *links], [], [])[0]
+            if set(ending) & set(ready):
                 return
             for descriptor in running.keys() & set(ready):
                 pid, link = running.pop(descriptor)
@@ -120,8 +149,8 @@ def _begin(request: dict[str, Any], streams: list[int]) -> int:
     return int(getattr(importlib.import_module(module), name)(*request["arguments"]))
 
 
-def execute(code: str) -> int:
+def execute(code: str, *arguments: str) -> int:
     """Execute code as ``python -c`` does."""
-    sys.argv = ["-c"]
+    sys.argv = ["-c", *arguments]
     exec(code, vars(sys.modules["__main__"]))
     return 0

@@ -1,5 +1,6 @@
 """What makes the runs of the tests lighter: a smaller built-in world and model, no page, no waiting for the disk, files
-of the world parsed once in a process, and processes of a bench that need not import anything.
+of the world parsed once in a process, the environment read once in it, and processes of a bench that need not import
+anything.
 """
 
 import json
@@ -10,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, PreTrainedConfig
 
 from fcit.bench import schedule
 from fcit.bench.plan import Planned
@@ -20,6 +22,7 @@ from fcit.data.mini import render
 from fcit.data.store import MappedTrainFile
 from fcit.models.places import TINY
 from fcit.report import page
+from fcit.runs import environment
 from fcit.runs.folder import RunDir
 from tests.helpers import forked, forkserver
 
@@ -53,6 +56,21 @@ def lighten() -> None:
         path = self.located(self.spec.datasets[name].train)
         return _parsed(path, self.form(name), files.stamp(path))
 
+    described = environment.versions, environment.source
+
+    @lru_cache
+    def versions(reader: object) -> dict[str, str]:
+        return described[0]()
+
+    @lru_cache
+    def source(home: Path) -> str:
+        return described[1]()
+
+    # of one installation, which does not change under a process; tests put another function or folder in its place
+    environment.versions = lambda: dict(versions(environment.metadata.version))
+    environment.source = lambda: source(environment.HOME)
+    # transformers words each configuration that it reads for a log that nobody keeps
+    PreTrainedConfig.__repr__ = GenerationConfig.__repr__ = object.__repr__
     page.write_page = unless_nobody_looks
     DatasetFiles.train_file = parsed_once
     schedule.Schedule.__init__ = forking

@@ -15,7 +15,7 @@ from fcit.fedopt.staleness import RULES
 from fcit.methods.base import ServerState
 from fcit.methods.finetune import Finetune
 from fcit.runs.folder import RunDir
-from server import checkpoint, dispatch
+from server import checkpoint
 from server.checkpoint import Progress
 from server.clock import Clock
 from server.dispatch import Dispatcher
@@ -23,6 +23,8 @@ from server.late import LateSpill
 from server.orders import Orders
 from server.simulated import SimulatedCollector
 from server.timeline import Timeline
+
+pytestmark = pytest.mark.usefixtures("lowest_first")
 
 #: Seconds that each client needs for its one record; links are too fast to count.
 SECONDS = (10, 4, 3, 7, 20, 5, 5, 5)
@@ -34,16 +36,6 @@ class Stream:
 
     def most_records(self, client, tasks):
         return 1
-
-
-def first_that_suit(rng, clients, count, suits):
-    return [client for client in range(clients) if suits(client)][:count]
-
-
-@pytest.fixture(autouse=True)
-def _in_order(monkeypatch):
-    """Whoever is free and has the lowest number is next."""
-    monkeypatch.setattr(dispatch, "suitable", first_that_suit)
 
 
 class Run:

@@ -1,7 +1,5 @@
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +11,7 @@ from fcit.methods.knowledge_cache import KnowledgeCache
 from fcit.runs.folder import RunDir
 from server import checkpoint
 from server.checkpoint import Progress
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.commands import Process
 
 
 def tensors(*values: float) -> dict[str, np.ndarray]:
@@ -246,10 +243,8 @@ except DiskFull as error:
 def fill(run: RunDir, *limit: str) -> str:
     """What a fresh process says whose second checkpoint does not fit."""
     (run.path / "config.yaml").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-c", FILL, str(run.path), *limit], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    done = Process("tests.helpers.forkserver:execute", FILL, run.path, *limit)
+    assert done.wait() == 0, done.stderr
     _, progress = checkpoint.load(run)
     assert progress.saves == 1
     assert [p.name for p in run.state.iterdir()] == ["000001"]
