@@ -9,7 +9,6 @@ E * r, and per-sample weights act between ``lora_A`` and ``lora_B``:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -60,7 +59,7 @@ class Adapters(Routed):
         try:
             with quiet():
                 backbone.project(lambda model: get_peft_model(model, self._config(1), adapter_name=SLOT))
-        except (ValueError, re.error) as error:
+        except ValueError as error:
             raise ConfigError(
                 f"adapter.targets: {adapter.targets!r} cannot be used ({error}); the language model of this family is "
                 f"called {backbone.family.language_name!r}"

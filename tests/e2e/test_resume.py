@@ -1,5 +1,6 @@
 """Nothing accepted is lost: kill -9 at any moment, a full disk, too few updates, sites that come and go."""
 
+import copy
 import json
 import os
 import shutil
@@ -281,7 +282,7 @@ class Deployment(Grid):
     def push_messages(self, messages):
         messages = list(messages)
         self.sent += [(m.metadata.message_type, m.metadata.dst_node_id - 1000) for m in messages]
-        return self.inner.push_messages(messages)
+        return self.inner.push_messages(map(copy.copy, messages))  # as bytes: what the server lets go of is on its way
 
     def pull_messages(self, message_ids):
         with self.working:  # the clients compute where they are pulled, and share one model
