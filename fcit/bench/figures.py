@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,6 +230,11 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return max(0.0, low - room), high + room
 
 
+def _beneath(text: str) -> str:
+    """The label of one of two axes side by side, in lines that end where its axis does."""
+    return textwrap.fill(text, 34, break_on_hyphens=False)
+
+
 def lasts(table: Table) -> Figure:
     """Last of every row for each seed, and the difference from the baseline with its interval."""
     lines = table.lines
@@ -269,12 +275,12 @@ def lasts(table: Table) -> Figure:
             for axis in axes:
                 axis.axhline(y - 0.5, linewidth=0.5, linestyle=":", color="#8c8c8c")
     axes[0].set_yticks(range(len(lines)), [marked(line) for line in lines])
-    axes[0].set(xlabel="Last: mean ± standard deviation, below it the seeds", ylim=(len(lines) - 0.5, -0.5))
+    axes[0].set(xlabel=_beneath("Last: mean ± standard deviation, below it the seeds"), ylim=(len(lines) - 0.5, -0.5))
     if compared:
         axes[1].axvline(0, linewidth=0.8, color="#8c8c8c")
         others = {line.against for line in lines if line.difference}
         baseline = others.pop() if len(others) == 1 else "the row named below the table"
-        axes[1].set(xlabel=f"difference to {baseline}, 95 % interval")
+        axes[1].set(xlabel=_beneath(f"difference to {baseline}, 95 % interval"))
         axes[1].tick_params(axis="y", length=0)
     return figure
 

@@ -44,7 +44,7 @@ def test_rows_whose_block_names_another_baseline(planned):
     said = "difference: row minus finetune; disco / lr=0.001 minus disco in points of Last"
     assert any(note.startswith(said) for note in tables.notes(table))
     axis = figures.lasts(table).axes[1]
-    assert axis.get_xlabel() == "difference to the row named below the table, 95 % interval"
+    assert axis.get_xlabel() == "difference to the row named below\nthe table, 95 % interval"
     [row] = [row for row in json.loads(data.to_json(board))["tables"][0]["rows"] if row["row"] == slow.label]
     assert row["difference"]["baseline"] == "disco"
     [row] = [row for row in csv.DictReader(io.StringIO(data.to_csv(board))) if row["row"] == slow.label]
