@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format docs gpu evidence clean
+.PHONY: install demo test test-all lint format docs gpu evidence clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +23,13 @@ demo: install  ## DISCO beside plain fine-tuning, four stages each
 
 # Bytecode is kept even where the environment says otherwise: four processes collect the tests, and what they rewrite
 # and compile anew takes twelve seconds of each.
-test: install  ## unit and end-to-end tests; four processes of one thread, for two cores: some wait for Ray or Flower
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+
+test: install  ## unit and end-to-end tests, in processes of one thread, on two cores
+	$(PYTEST) -n 3 -m "not thorough"
+
+test-all: install  ## these, and those that start other programs or go through every method; more processes, as some wait
+	$(PYTEST) -n 4
 
 lint: install  ## style, types
 	$(BIN)/ruff check .
@@ -59,6 +64,7 @@ evidence: install  ## the long runs behind docs/figures.md (about seven hours on
 	$(BIN)/python -m tests.evidence.attackers
 	$(BIN)/python -m tests.evidence.link
 	$(BIN)/python -m tests.evidence.sites_soak
+	$(BIN)/python -m tests.evidence.async_soak
 	$(BIN)/python -m tests.evidence.compat
 	$(BIN)/python -m tests.evidence.tokenizer
 	$(BIN)/python -m tests.evidence.serve

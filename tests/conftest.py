@@ -125,11 +125,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, so that no process is left alone with one of them at the end.
+#: Fixtures that start programs which are not Python's own.
+PROGRAMS = {"nginx", "cluster", "superlink", "slurm"}
 
-    They are those whose tests start Flower's or Ray's processes, then those with tests marked ``slow``.
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts other programs is marked so, and the longest files come first, so that none is left for the end.
+
+    They are those with tests marked ``thorough``, then those with tests marked ``slow``.
     """
-    starts = {item.path for item in items if {"nginx", "cluster", "superlink"} & set(getattr(item, "fixturenames", ()))}
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in starts, item.path not in slow))
+    for item in items:
+        if PROGRAMS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("thorough")
+    programs, slow = ({item.path for item in items if item.get_closest_marker(name)} for name in ("thorough", "slow"))
+    items.sort(key=lambda item: (item.path not in programs, item.path not in slow))

@@ -36,10 +36,9 @@ def write_figures(board: Leaderboard) -> list[Path]:
         drawn = {"pareto": figures.pareto} if figures.points(table) else {}
         drawn |= {"hours": figures.hours} if figures.clocked(table) else {}
         for name, maker in {**drawn, "last": figures.lasts}.items():
-            figure = draw(maker, table)
-            for ending in ("svg", "pdf"):
-                save(figure, board.folder / f"{name}{behind}.{ending}")
-            written.append(board.folder / f"{name}{behind}.svg")
+            picture, document = (board.folder / f"{name}{behind}.{ending}" for ending in ("svg", "pdf"))
+            save(draw(maker, table), picture, document)
+            written.append(picture)
     return written
 
 

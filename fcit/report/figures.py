@@ -224,12 +224,18 @@ def seconds(runs: list[Run]) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, SVG or PDF, by the file's ending; the same bytes for the same figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(figure: Figure, *paths: Path) -> None:
+    """Write a figure as PNG, SVG or PDF, by each file's ending; the same bytes for the same figure.
+
+    SVG and PDF are laid out alike, once: it takes as long as drawing does.
+    """
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with matplotlib.rc_context({"svg.hashsalt": "fcit"}):
-        figure.savefig(path, dpi=130, facecolor="white", metadata=dates.get(path.suffix))
+    if all(path.suffix in dates for path in paths):
+        _lay_out(figure)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "fcit"}):
+            figure.savefig(path, dpi=130, facecolor="white", metadata=dates.get(path.suffix))
 
 
 def draw(maker: Any, *arguments: Any, ink: str = "black") -> Figure:
@@ -239,7 +245,7 @@ def draw(maker: Any, *arguments: Any, ink: str = "black") -> Figure:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Give everything in a figure its place, for a drawing as SVG.
+    """Give everything in a figure its place, for a drawing as SVG or PDF.
 
     ``savefig`` would draw the whole figure once without a file for this, and again into the file.
     """

@@ -213,9 +213,8 @@ def write_all(runs: list[Run], folder: Path) -> Path:
             drawn += [] if run.config.centralised else [(f"clients-{run.name}", figures.clients, (run,))]
             drawn.append((f"course-{run.name}", figures.course, (run,)))
     for name, maker, arguments in drawn:
-        figure = figures.draw(maker, *arguments)
-        for ending in ("svg", "pdf"):
-            figures.save(figure, folder / "figures" / f"{name}.{ending}")
+        files = (folder / "figures" / f"{name}.{ending}" for ending in ("svg", "pdf"))
+        figures.save(figures.draw(maker, *arguments), *files)
     write_tables(runs, folder / "tables")
     return folder / "report.html"
 

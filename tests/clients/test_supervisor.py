@@ -96,6 +96,7 @@ def make_app(folder: Path, version: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_site_does_pinned_orders_and_refuses_others(tmp_path):
     good, evil = make_app(tmp_path / "good", "1.0.0"), make_app(tmp_path / "evil", "6.6.6")
     benchmark = open_benchmark(configuration.parse(CONFIG, "test"))

@@ -90,6 +90,7 @@ def example(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_the_example_is_checked_and_runs(example, capsys):
     commands = re.search(r"```\n(fcit data check.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert commands is not None

@@ -91,6 +91,7 @@ def followed(world, tmp_path_factory) -> list[tuple[str, str, int | str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", RECIPES)
 def test_a_recipe_works_as_it_is_written(page, followed):
     entries = [entry for entry in followed if entry[0] == page]
@@ -99,6 +100,7 @@ def test_a_recipe_works_as_it_is_written(page, followed):
     assert failed == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", RECIPES)
 def test_a_recipe_shows_what_is_printed(page, followed):
     printed = re.sub(r" +", " ", "".join(output for name, _, _, output in followed if name == page))

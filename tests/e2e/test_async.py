@@ -12,7 +12,7 @@ from tests.e2e.test_resume import new_run
 from tests.helpers.commands import fcit as fcit_process
 from tests.helpers.runs import bits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 MOMENTS = (
     "server.late,LateSpill.keep,after,1",

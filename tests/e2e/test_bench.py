@@ -16,7 +16,7 @@ from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, rounds
 from tests.helpers.waiting import wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 RUNS = ["finetune-s1", "disco-s1"]
 

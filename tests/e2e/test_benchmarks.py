@@ -10,6 +10,7 @@ from fcit.data.spec import read_spec
 from tests.helpers.runs import SMALL
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["fcit-mini-cap", "fcit-mini-alike"])
 def test_runs_whole(name, tmp_path, fcit):
     spec = read_spec(name)

@@ -14,7 +14,7 @@ from fcit.data.benchmark import open_benchmark
 from fcit.runs.reader import Run
 from tests.helpers.runs import BACKBONE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 METHODS = ["finetune", "disco", "ewc", "lwf", "olora", "moelora", "mlora", "l2p", "replay"]
 

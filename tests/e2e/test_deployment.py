@@ -145,6 +145,7 @@ def without_waiting(deployment, config: Path, log: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_sites_on_separate_machines_equal_the_simulation_even_after_a_crash(nginx, tmp_path, fcit):  # noqa: F811
     config = configuration(tmp_path / "common")
     deployment = plan(tmp_path / "dir")

@@ -21,7 +21,7 @@ from fcit.runs.reader import Run
 from server import checkpoint
 from tests.helpers.runs import SMALL, Copies, bits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 BENCHMARK = {
     "name": "pair",

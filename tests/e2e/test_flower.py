@@ -18,7 +18,7 @@ from tests.helpers.runs import BACKBONE, bits
 from tests.helpers.superlink import answers, end, free_port
 from tests.helpers.waiting import LONG, wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 ROOT = Path(__file__).parents[2]
 FLWR = Path(sys.executable).with_name("flwr")

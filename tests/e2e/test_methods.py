@@ -18,7 +18,7 @@ from fcit.runs.folder import RunDir
 from fcit.runs.reader import load_run
 from tests.helpers.runs import SMALL, Copies, bits
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 #: Methods whose runs are looked at round by round; the others have one round a stage.
 TWO_ROUNDS = ("ewc", "keeplora", "l2p", "lwf", "mlora", "moelora", "olora", "replay")

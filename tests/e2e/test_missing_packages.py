@@ -45,6 +45,9 @@ for missing, commands in phases:
 OTHERS = ["ray", "tensorboard", "bitsandbytes", "datasets", "pyarrow"]
 
 
+pytestmark = pytest.mark.thorough
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("missing")

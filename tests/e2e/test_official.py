@@ -16,7 +16,7 @@ from tests.helpers.java import light_java
 from tests.helpers.llava import small_llava
 from tests.helpers.official import official_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 CLIENTS = 4
 

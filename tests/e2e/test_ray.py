@@ -31,7 +31,7 @@ from tests.helpers.commands import Command
 from tests.helpers.runs import SMALL, bits, rounds
 from tests.helpers.waiting import LONG, wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 OUT_OF_MEMORY = """
 from fcit.methods.finetune import Finetune

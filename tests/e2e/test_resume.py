@@ -64,6 +64,7 @@ def plain(tmp_path_factory) -> Path:
     return run.path
 
 
+@pytest.mark.thorough
 def test_kill_9_again_and_again_and_resume(plain, tmp_path):
     run = tmp_path / "killed-1"
     command = ["run", plain / "config.yaml", f"output={tmp_path}", "name=killed"]

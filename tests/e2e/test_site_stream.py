@@ -24,6 +24,7 @@ from fcit.runs.environment import describe
 from fcit.runs.folder import RunDir
 from fcit.runs.reader import Run
 from server.app import run as serve
+from tests.helpers.runs import BACKBONE
 
 #: Stands in file names, image metadata and ids of every site.
 CANARY = "zq7canary31"
@@ -92,7 +93,8 @@ def site(folder: Path, number: int, stream: list[tuple[str, str, int]], mini: Pa
             }
         )
     path = folder / "SITE.yaml"
-    path.write_text(yaml.safe_dump({"name": str(number), "data_root": "data", "stream": "site", "tasks": tasks}))
+    raw = {"name": str(number), "data_root": "data", "stream": "site", "tasks": tasks}
+    path.write_text(yaml.safe_dump({**raw, **BACKBONE}))
     return path
 
 
@@ -107,7 +109,7 @@ def played(tmp_path_factory) -> tuple[Run, bytes]:
         "stream": "site",
         "method": "disco",
         "output": str(folder),
-        "backbone": {"threads": 1},
+        "backbone": BACKBONE,
         "federation": {"clients": 3, "clients_per_round": 3, "rounds": 1, "stages": 3},
     }
     config = configuration.parse(raw)

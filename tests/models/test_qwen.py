@@ -161,6 +161,7 @@ def test_checkpointing_changes_no_gradient(folder, batch):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.thorough
 def test_one_compilation_serves_all_layers(folder, batch):
     backbone = Backbone(settings(folder))
     adapters = Adapters(backbone, Adapter(dropout=0))

@@ -168,6 +168,7 @@ class Compiler:
 COMPILED = [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1), ("smolora", 1), ("proglora", 1)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "graphs"), COMPILED)
 def test_one_compilation_serves_all_layers(name, graphs):
     """Two for distillation: the teacher's layers have another adapter and no gradients."""
@@ -189,6 +190,7 @@ def test_one_compilation_serves_all_layers(name, graphs):
     assert layers.seconds > 0
 
 
+@pytest.mark.thorough
 def test_checkpointing_draws_the_same_dropout_and_compiles_once():
     case, compiler = Case("finetune", "float32", dropout=0.5), Compiler(passes=True)
     case.compiled(compiler)

@@ -37,6 +37,7 @@ def test_training_variants_compute_the_same_gradients(tmp_path, capsys):
     assert "| as is, uneven |" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_step_that_is_really_compiled_computes_the_same_gradients(tmp_path):
     """The one test that waits for a C++ compiler: ten seconds of processor time."""
     step = TrainingStep(gpu.build("toy", "cpu", tmp_path), "toy")
