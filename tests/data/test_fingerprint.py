@@ -197,7 +197,8 @@ def test_a_module_whose_file_cannot_be_found_is_said(own):
         fingerprint.code(bench)
 
 
-def test_the_mini_world_is_named_by_its_version_and_files():
+def test_the_mini_world_is_named_by_its_version_and_files(world, shared, monkeypatch):
+    monkeypatch.setenv("FCIT_CACHE", str(shared / "cache"))
     config = configuration.parse({"benchmark": "fcit-mini-short"})
     bench = open_benchmark(config)
     bench.prepare()

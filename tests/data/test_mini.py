@@ -214,7 +214,7 @@ def test_no_constant_answer_pays(name):
         for n, e in enumerate(examples(name, 200, 1))
     ]
     answers = dict.fromkeys(e.answer for e in examples(name, 400, 2))
-    constants = [*(list(answers)[:60] if name == "flickr30k" else answers), "", *"aeiost0123456789."]
+    constants = [*(list(answers)[:20] if name == "flickr30k" else answers), "", *"aeiost0123456789."]
     best = max(constants, key=lambda text: scorer([text] * len(test), test).score)
     assert scorer([best] * len(test), test).score <= (55 if name == "figureqa" else 35), best
 

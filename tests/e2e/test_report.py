@@ -74,6 +74,7 @@ def test_tables_hold_the_matrix(two):
 
 
 def test_figures_are_drawn(two):
+    assert two[2].with_name("matrices.png").read_bytes().startswith(b"\x89PNG")
     drawn = {file.name for file in (two[2] / "figures").iterdir()}
     for name in ("matrices", "forgetting", "forms", "means", "seconds", "clients-small-1", "course-plain-1"):
         assert {f"{name}.svg", f"{name}.pdf"} <= drawn

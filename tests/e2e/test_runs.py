@@ -159,12 +159,3 @@ def test_frozen_projector_thin_wire_and_heterogeneous(small, fcit):
     assert own["clients"] == sum(len(row) for row in own["scores"].values())
     names = (run / "adapters/0/adapter_model.safetensors").read_bytes()
     assert b"multi_modal_projector" not in names
-
-
-def test_report_compares_and_draws(finished, fcit, tmp_path):
-    _, run = finished
-    picture = tmp_path / "both.png"
-    code, out, _ = fcit("report", run, run, "--figure", picture, "--output", picture.parent / "report")
-    assert code == 0
-    assert "Comparison" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,14 @@ from fcit.models.shapes import shape_of
 KINDS = {name: registry.resolve("model", name) for name in sorted(registry.MODELS)}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+#: Of which `make test` has the contract: images of one size and of their own.
+ALWAYS = ("llava", "qwen2_5_vl")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[n if n in ALWAYS else pytest.param(n, marks=pytest.mark.thorough) for n in KINDS],
+)
 def case(request, tmp_path_factory) -> FamilyCase:
     return FamilyCase(request.param, tmp_path_factory.mktemp(request.param))
 

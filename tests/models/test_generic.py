@@ -38,6 +38,7 @@ def refused(model: str, **options) -> str:
 TOLD = ("sizes_are_known_before_loading", "loss_is_transformers_own", "texts_are_transformers_own")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", FITTING)
 def test_what_fits_keeps_the_contract(kind, tmp_path):
     case = FamilyCase("generic", tmp_path, FITTING[kind])

@@ -98,7 +98,14 @@ def test_secret_sampling_lies_between_nothing_and_everything():
     assert all(value.pld < value.replaced for value in values)
 
 
-@pytest.mark.parametrize(("target", "releases", "rate"), [(8.0, 12, 0.2), (1.0, 4, 0.02), (4.0, 3, 0.95)])
+@pytest.mark.parametrize(
+    ("target", "releases", "rate"),
+    [
+        pytest.param(8.0, 12, 0.2, marks=pytest.mark.thorough),
+        (1.0, 4, 0.02),
+        pytest.param(4.0, 3, 0.95, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_target_is_met_with_secret_sampling(target, releases, rate):
     multiplier = accountant.multiplier_for(target, 1e-5, releases, rate)
     assert accountant.epsilon(multiplier, releases, 1e-5, rate).pld <= target
