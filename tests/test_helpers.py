@@ -1,11 +1,16 @@
 """What the tests lean on can fail."""
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from tests.helpers.cases import check_each
 from tests.helpers.commands import Process
 from tests.helpers.superlink import alive
 from tests.helpers.waiting import wait
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_case_that_fails_is_named():
@@ -20,6 +25,14 @@ def test_every_case_that_fails_is_named():
     first, *lines = str(caught.value).splitlines()
     assert first == "3 of 4 cases failed"
     assert [line.partition(":")[0] for line in lines if ": " in line and "at /" in line] == ["one", "three", "four"]
+
+
+def test_every_evidence_run_can_be_imported():
+    """They run for hours and seldom; what they share with the tests may have moved meanwhile."""
+    files = sorted((Path(__file__).parent / "evidence").rglob("*.py"))
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    assert len(names) > 30
+    check_each({name: name for name in sorted(names)}, importlib.import_module)
 
 
 def test_no_cases_are_no_success():

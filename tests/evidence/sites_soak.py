@@ -39,11 +39,11 @@ from fcit.deploy.watched import read_state
 from fcit.errors import RunError
 from fcit.io.files import read_json
 from fcit.runs.folder import RunDir
-from tests.deploy.conftest import FCIT, Up, free_port
+from tests.deploy.conftest import free_port
 from tests.e2e.test_deployment import BENCHMARK, CONFIG, data
 from tests.evidence import absences, netns
 from tests.evidence.absences import Accident
-from tests.evidence.soaked_site import Site, memory_of, size_of
+from tests.evidence.soaked_site import FCIT, Operator, Site, memory_of, size_of
 from tests.helpers.runs import bits
 
 RESULT = Path(__file__).parent / "results" / "sites_soak.json"
@@ -73,7 +73,7 @@ class Soak:
         self._submitted: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Soak:
-        self.up = Up(self.deployment)
+        self.up = Operator(self.deployment)
         control.register(self.deployment, [], Steps())
         for site in self.sites:
             site.start()
@@ -169,7 +169,7 @@ class Soak:
         self._count_resumes()
         for _ in range(5):
             with suppress(AssertionError):  # a port is not free yet
-                self.up = Up(self.deployment)
+                self.up = Operator(self.deployment)
                 return
             time.sleep(5.0)
         raise RuntimeError("`fcit deploy up` does not start again")

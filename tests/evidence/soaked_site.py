@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from clients.site.supervisor import STATE
 from fcit.deploy.deployment import Deployment
 from fcit.deploy.watched import read_state
 from fcit.errors import RunError
-from tests.deploy.conftest import FCIT, free_port
+from tests.deploy.conftest import Up, free_port
 from tests.evidence import netns
+from tests.helpers.waiting import wait
 
+FCIT = Path(sys.executable).with_name("fcit")
 #: Imported by every Python of a site: Flower's clock is ahead by what stands in a file.
 SKEWED = """\
 import importlib.util, os, sys
@@ -38,6 +41,23 @@ class Skewing:
 
 sys.meta_path.insert(0, Skewing())
 """
+
+
+class Operator(Up):
+    """`fcit deploy up` as an operator's service manager starts it, with no memory but its own."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment, self.log = deployment, deployment.path.with_name("up.log")
+        command = [str(FCIT), "deploy", "up", str(deployment.path)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        wait(lambda: self.process.poll() is not None or "sites reach the door" in self.log.read_text())
+        assert self.process.returncode is None, self.log.read_text()
+
+    def stop(self) -> int:
+        """End it."""
+        self.process.terminate()
+        return self.process.wait()
 
 
 class Site:

@@ -16,14 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fcit import registry
 from fcit.cli import main as command
 from fcit.data.benchmark import open_benchmark
 from fcit.doctor.images import look
 from fcit.io.files import write_text
+from fcit.models.families.small import Small, save
+from fcit.models.places import TINY
 from fcit.runs.environment import versions
 from fcit.runs.reader import Run
-from tests.helpers.families import SMALL, save
-from tests.helpers.family_cases import CLIP
 from tests.helpers.runs import bits
 
 RESULT = Path(__file__).parent / "results" / "two_families.json"
@@ -37,10 +38,9 @@ SHORT = (
 )
 
 
-def run(kind: str, engine: str, folder: Path, model: str) -> Path:
+def run(kind: str, small: Small, engine: str, folder: Path, model: str) -> Path:
     """A run's folder."""
-    small = SMALL[kind]
-    options = {"model": model, "identity": CLIP, "feature_cache": "off", **small.options}
+    options = {"model": model, "identity": TINY / "clip", "feature_cache": "off", **small.options}
     settings = [f"backbone.{key}={value}" for key, value in options.items()]
     where = folder / engine
     name = [f"output={where}", f"name={kind}", f"federation.engine={engine}", f"adapter.targets={small.targets}"]
@@ -50,8 +50,9 @@ def run(kind: str, engine: str, folder: Path, model: str) -> Path:
 
 def row(kind: str, folder: Path) -> dict[str, Any]:
     """What the result says of a family."""
-    model = save(folder / "models", kind, SMALL[kind])
-    paths = [run(kind, engine, folder, model) for engine in ("ray", "inline")]
+    small = registry.resolve("model", kind).small()
+    model = save(folder / "models" / kind, small)
+    paths = [run(kind, small, engine, folder, model) for engine in ("ray", "inline")]
     read = Run(paths[0])
     images = look(open_benchmark(read.config), read.config)
     assert images is not None
