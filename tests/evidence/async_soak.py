@@ -25,9 +25,8 @@ import yaml
 from fcit.errors import RunError
 from fcit.io.files import read_json
 from fcit.runs.folder import RunDir
-from tests.e2e.test_deployment import BENCHMARK, data
 from tests.evidence import netns
-from tests.evidence.sites_soak import SITES, Soak, configured, growth
+from tests.evidence.sites_soak import SITES, Soak, configured, growth, make_common
 
 RESULT = Path(__file__).parent / "results" / "async_soak.json"
 BUFFER, AT_WORK = 2, 3
@@ -77,11 +76,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write nothing into results/")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        folder, common = Path(place), Path(place) / "common"
-        common.mkdir()
-        data(common / "data")
-        benchmark = {key: value for key, value in BENCHMARK.items() if key != "heterogeneous"}
-        (common / "two-tasks.yaml").write_text(yaml.safe_dump(benchmark))
+        folder, common = Path(place), make_common(Path(place))
         net = stack.enter_context(netns.network(SITES)) if netns.available() else None
         config = configured(
             common, "late", max(1, int(60.0 * args.minutes / ROUND / 2)), min_updates=1, mode="async", timeout=60

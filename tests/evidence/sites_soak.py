@@ -264,6 +264,16 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {n: round(last[n] - second[n], 2) for n in names}
 
 
+def make_common(folder: Path) -> Path:
+    """The folder with the data and the benchmark that server and sites have alike."""
+    common = folder / "common"
+    common.mkdir()
+    data(common / "data")
+    benchmark = {key: value for key, value in BENCHMARK.items() if key != "heterogeneous"}
+    (common / "two-tasks.yaml").write_text(yaml.safe_dump(benchmark))
+    return common
+
+
 def configured(common: Path, name: str, rounds: int, **federation: Any) -> Path:
     """A configuration with rounds in each of two stages."""
     raw = {**CONFIG, "name": name, "setting": "homogeneous"}
@@ -281,11 +291,7 @@ def main() -> None:
     args = parser.parse_args()
     half = 30.0 * args.minutes
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        folder, common = Path(place), Path(place) / "common"
-        common.mkdir()
-        data(common / "data")
-        benchmark = {key: value for key, value in BENCHMARK.items() if key != "heterogeneous"}
-        (common / "two-tasks.yaml").write_text(yaml.safe_dump(benchmark))
+        folder, common = Path(place), make_common(Path(place))
         net = stack.enter_context(netns.network(SITES)) if netns.available() else None
         together = configured(common, "together", max(1, int(half / ROUND / 2)), min_updates=SITES)
         apart = configured(common, "apart", 10_000, min_updates=2, timeout=60)
