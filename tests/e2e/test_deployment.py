@@ -152,10 +152,9 @@ def without_waiting(deployment, up: Up, config: Path, log: Path) -> None:
     run = Run(events.parent)
     time, updates = run.results["real_time"], run.of("round")
     assert [(event["stage"], event["round"]) for event in updates] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    # an update that had come when the process was killed comes again, from the disk
-    arrived = dict.fromkeys((event["stage"], event["round"], event["client"]) for event in run.of("arrived"))
-    assert list(arrived) == [(e["stage"], e["round"], client) for e in updates for client in e["clients"]]
-    assert sum(time["staleness"].values()) == len(arrived) == 4
+    used = [(event["stage"], event["round"], client) for event in updates for client in event["clients"]]
+    assert {(event["stage"], event["round"], event["client"]) for event in run.of("arrived")} >= set(used)
+    assert sum(time["staleness"].values()) == len(used) == 4
     assert time["rounds"] == sorted(time["rounds"])
     assert [kind for kind in ("rejected", "missing", "retry") if run.of(kind)] == []
     assert "real h" in log.read_text()
