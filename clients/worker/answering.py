@@ -99,7 +99,7 @@ class Answering:
                     weights[rows] = self._mix(chosen, (len(rows), len(order.names)), "choose")
                     return self.method.answer(questions, weights[rows])
 
-            texts += self.batches.answered(encoded, limit, answer)
+            texts += self.batches.answered(encoded, limit, answer, len(records))
         return texts, weights
 
     def _questions(self, dataset: str, first: int, last: int) -> Tokenised:

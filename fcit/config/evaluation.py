@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fcit.config.effects import BITS, SCOPE, WORK
-from fcit.config.kinds import BatchSize, Decoder
+from fcit.config.kinds import BatchSize, Compile, Decoder
 from fcit.config.personal import Personal
 from fcit.config.section import Section
 
@@ -49,6 +49,11 @@ class Evaluation(Section):
         description="static: ours, with keys and values at fixed addresses, where rows leave the batch when they end "
         "and, on CUDA, a step is one graph; transformers: its `generate`; auto: static, but transformers for a method "
         "of one's own that answers with code of its own",
+    )
+    compile: Annotated[Compile, BITS] = Field(
+        "auto",
+        description="decoder layers through torch.compile, in whole batches, once for all prompts and once for all steps; "
+        "auto: for test sets of 2,000 questions or more, on one CUDA GPU, without quantization",
     )
     mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
         "float32",

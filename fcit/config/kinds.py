@@ -20,6 +20,9 @@ def _written(value: Any) -> Any:
 #: Beside values that are words, ``on`` or ``off`` among them: YAML reads these two as booleans.
 WORDS = BeforeValidator(_written)
 
+#: Whether something is compiled; auto: where it pays.
+Compile = Annotated[Literal["auto", "on", "off"], WORDS]
+
 
 def _micro_batch(value: Any) -> Any:
     if value is None or value == "auto" or (type(value) is int and value >= 1):

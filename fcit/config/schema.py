@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from fcit.config.devices import Asynchronous, Devices
 from fcit.config.effects import BITS, RECORD, SCOPE, WORK
 from fcit.config.evaluation import Evaluation
-from fcit.config.kinds import WORDS, Checkpointing, Epochs, MicroBatch, Ranks, Way
+from fcit.config.kinds import WORDS, Checkpointing, Compile, Epochs, MicroBatch, Ranks, Way
 from fcit.config.privacy import Privacy
 from fcit.config.section import Section
 
@@ -198,7 +198,7 @@ class Training(Section):
         description="a Hugging Face Trainer in place of fcit's own loop: hf, or ./mine.py:make of one's own; for "
         "methods and optimisers without hooks of their own within the steps",
     )
-    compile: Annotated[Literal["auto", "on", "off"], WORDS, BITS] = Field(
+    compile: Annotated[Compile, BITS] = Field(
         "auto",
         description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
         "of 64 tokens; auto: on one CUDA GPU, without quantization",

@@ -1,9 +1,10 @@
-"""Decoder layers through torch.compile while a model is trained.
+"""Decoder layers through torch.compile while a model is trained, and while it answers many questions.
 
 All decoder layers have the same code and the same shapes, so one compilation for each shape of rows serves them all:
-norms, rotary embedding, SwiGLU, dropout and LoRA's additions become few kernels instead of hundreds. Shapes are kept
-few: rows are padded to multiples of :data:`MULTIPLE` tokens, and what is smaller than a whole part of a batch, or no
-training step at all, runs uncompiled (outside :meth:`CompiledLayers.running`).
+norms, rotary embedding, SwiGLU, dropout and LoRA's additions become few kernels instead of hundreds. In training shapes
+are kept few: rows are padded to multiples of :data:`MULTIPLE` tokens, and what is smaller than a whole part of a batch
+runs uncompiled (outside :meth:`CompiledLayers.running`). Answers are compiled for any shape: once their prompts, once
+their steps.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Tokens of a row are a multiple of this where layers are compiled: for lengths up to 2048 at most 32 shapes.
+from fcit.models.decoding.slots import of_layer
+
+#: Tokens of a row are a multiple of this in compiled training: for lengths up to 2048 at most 32 shapes.
 MULTIPLE = 64
+#: The same for prompts: kernels of products and of attention read rows in such parts.
+ALIGNED = 8
 #: Compilations of one layer's code that a process keeps; torch's own limit of 8 is less than there are lengths.
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
@@ -34,45 +39,60 @@ class CompiledLayers:
         backend: of torch.compile.
 
     Attributes:
-        shapes: (rows, tokens) that were compiled in this process.
+        shapes: what was compiled in this process: (rows, tokens) of training, and ``prompts`` and ``steps``.
         used: whether anything ran compiled since :meth:`begin`.
         seconds: what steps took in which there was something to compile, compilation included.
     """
 
     def __init__(self, layers: Sequence[nn.Module], backend: str | Callable[..., Any] = "inductor") -> None:
         self.layers, self.backend = list(layers), backend
-        self.shapes: set[tuple[int, int]] = set()
+        self.shapes: set[tuple[int, int] | str] = set()
         self.seconds = 0.0
         self.failed = self.used = False
-        self._compiled: list[Callable[..., Any]] = []
-        self._installed = self._running = False
+        self._compiled: dict[bool, list[Callable[..., Any]]] = {}
+        self._answering = self._installed = self._running = False
 
     def begin(self) -> None:
         """Begin an order: ``seconds`` and ``used`` are about what follows."""
         self.seconds, self.used = 0.0, False
 
     @property
+    def runs(self) -> bool:
+        """Whether what is computed now runs through compiled layers."""
+        return self._running
+
+    @property
     def multiple(self) -> int:
         """What the tokens of a row are to be a multiple of at the moment."""
-        return MULTIPLE if self._running else 1
+        return (ALIGNED if self._answering else MULTIPLE) if self._running else 1
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """In the body, :meth:`running` has an effect, unless compilation has failed in this process."""
+    def installed(self, answering: bool = False) -> Iterator[None]:
+        """In the body, :meth:`running` has an effect, unless compilation has failed in this process.
+
+        Args:
+            answering: the body answers questions; otherwise it trains.
+        """
         if self.failed:
             yield
             return
-        if not self._compiled:
-            self._compiled = [
-                torch.compile(layer.forward, dynamic=False, backend=self.backend) for layer in self.layers
+        dynamic = None if answering else False  # None: static for the first shape, and any from the next one on
+        if answering not in self._compiled:
+            self._compiled[answering] = [
+                torch.compile(layer.forward, dynamic=dynamic, backend=self.backend) for layer in self.layers
             ]
         before = [vars(layer).get("forward") for layer in self.layers]  # of a layer on another device: accelerate's
         # Only their forward: modules, names and hooks stay as they are.
-        for layer, compiled in zip(self.layers, self._compiled, strict=True):
-            layer.forward = partial(self._forward, layer.forward, compiled)
-        self._installed = True
+        for number, (layer, compiled) in enumerate(zip(self.layers, self._compiled[answering], strict=True)):
+            layer.forward = partial(self._forward, number, layer.forward, compiled)
+        self._answering, self._installed = answering, True
         try:
-            with torch._dynamo.config.patch(cache_size_limit=_MOST, accumulated_cache_size_limit=2 * _MOST):
+            with torch._dynamo.config.patch(
+                cache_size_limit=_MOST,
+                accumulated_cache_size_limit=2 * _MOST,
+                # What hooks read of a batch has any number of rows, though they are reached through modules.
+                force_nn_module_property_static_shapes=not answering,
+            ):
                 yield
         finally:
             self._installed = False
@@ -84,7 +104,7 @@ class CompiledLayers:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Forward and backward pass of the body run through compiled layers where they are installed."""
+        """What the body computes runs through compiled layers where they are installed."""
         known, begin = len(self.shapes), time.perf_counter()
         self._running = self._installed and not self.failed
         try:
@@ -94,21 +114,33 @@ class CompiledLayers:
         if len(self.shapes) > known:
             self.seconds += time.perf_counter() - begin
 
-    def _forward(self, eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self._running:
+    def _forward(
+        self, number: int, eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        own = of_layer(number, kwargs) if self._running else None
+        if own is None:
             return eager(*args, **kwargs)
         states = args[0] if args else kwargs["hidden_states"]
-        shape = (states.shape[0], states.shape[1])
+        shape: tuple[int, int] | str = (states.shape[0], states.shape[1])
+        if self._answering:
+            if shape == (1, 1):  # one row would be compiled for itself
+                return eager(*args, **kwargs)
+            shape = "prompts" if states.shape[1] > 1 else "steps"
         if shape not in self.shapes:
             self.shapes.add(shape)
-            logging.getLogger(__name__).info("training.compile: decoder layers for %d rows of %d tokens", *shape)
+            what = shape if isinstance(shape, str) else f"{shape[0]} rows of {shape[1]} tokens"
+            logging.getLogger(__name__).info("%s.compile: decoder layers for %s", self._key, what)
         self.used = True
-        return compiled(*args, **kwargs)
+        return compiled(*args, **own)
+
+    @property
+    def _key(self) -> str:
+        return "evaluation" if self._answering else "training"
 
     def give_up(self, error: BaseException) -> bool:
         """Go on without compilation if it is the compiler that failed; returns whether it is.
 
-        The caller then computes the whole batch again: its rows were padded, and dropout has been drawn.
+        The caller then computes the whole batch again; in training its rows were padded, and dropout has been drawn.
         """
         modules = [kind.__module__ for kind in type(error).__mro__]
         if not self._installed or self.failed or not any(m.startswith(_COMPILERS) for m in modules):
@@ -116,7 +148,8 @@ class CompiledLayers:
         self._running, self.failed = False, True
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         logging.getLogger(__name__).warning(
-            "training.compile: the decoder layers cannot be compiled here and run as they are (%s: %s)",
+            "%s.compile: the decoder layers cannot be compiled here and run as they are (%s: %s)",
+            self._key,
             type(error).__name__,
             reason,
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Decoding:
         self.backbone, self.adapters = kit[:2]
         self.size, self.new = gpu.SIZES[size], NEW[size]
         self.answers: dict[tuple[int, bool, int], np.ndarray] = {}
+        #: Those of our decoder with the mixture in the backbone's number format, uncompiled.
+        self.uncompiled: dict[tuple[int, bool, int], np.ndarray] = {}
         for model in (self.backbone.model, self.backbone.model.get_base_model()):
             model.generation_config.eos_token_id = None  # random weights: every answer has its full length
 
@@ -111,8 +114,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def timed(row: Row, new: int, ask: Ask) -> np.ndarray:
-    """Time the first token and all of them, each after a call that is not counted; returns the tokens."""
-    row["first_seconds"] = seconds(lambda: ask(new)) + seconds(lambda: ask(new))  # the second captures what is left
+    """Time the first token and all of them, each after calls that are not counted; returns the tokens."""
+    # The second captures what is left; room for one token only is another shape, for which layers are compiled again.
+    row["first_seconds"] = sum(seconds(partial(ask, count)) for count in (new, new, 1))
     first, whole = seconds(lambda: ask(1)), seconds(lambda: ask(new))
     step = (whole - first) / (new - 1)
     row |= {"prefill_seconds": first, "step_ms": step * 1e3, "seconds_16_new": first + 15 * step}
@@ -130,6 +134,8 @@ def _variant(
     one_task: bool = False,
     negligible: float = 0.0,
     captured: bool = False,
+    compiled: bool = False,
+    limit: float = 40.0,
 ) -> Variant[Decoding]:
     """Greedy answers; ``captured``: on CUDA they are compared with those of steps that are not captured."""
 
@@ -137,7 +143,10 @@ def _variant(
         decoding.load(count, as_backbone)
         row |= {"batch": batch, "subspaces": count}
         examples, features = gpu.records(decoding.backbone, decoding.size, batch, answered=False)
-        with decoding.mixed(batch, count, one_task, negligible), decoding.backbone.answering.by(decoder):
+        answering, layers = decoding.backbone.answering, decoding.backbone.layers
+        layers.begin()
+        ways = answering.compiled() if compiled else nullcontext()
+        with decoding.mixed(batch, count, one_task, negligible), answering.by(decoder), ways:
 
             def ask(new: int) -> list[list[int]]:
                 return decoding.backbone.tokens(examples, features, new)
@@ -146,14 +155,20 @@ def _variant(
             if captured:
                 decoding.captured(row, tokens, ask)
         key = count, one_task, batch
+        if compiled:
+            row |= {"ran_compiled": layers.used, "compile_failed": layers.failed}
+            if key in decoding.uncompiled:
+                row["uncompiled_equal"] = next_equal(tokens, decoding.uncompiled[key])
+        elif as_backbone:
+            decoding.uncompiled[key] = tokens
         if decoder == "transformers":
             decoding.answers[key] = tokens
         else:
             decoding.agree(row, key, tokens)
-        decoding.backbone.answering.release()
+        answering.release()
         release()
 
-    return Variant(name, means, work)
+    return Variant(name, means, work, limit)
 
 
 def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decoding]:
@@ -212,6 +227,11 @@ def static_name(batch: int) -> str:
     return f"static, batch {batch}"
 
 
+def compiled_name(batch: int) -> str:
+    """The same through compiled layers, with the mixture in the backbone's number format."""
+    return f"static, mixture as backbone, compiled, batch {batch}"
+
+
 def variants(size: str) -> list[Variant[Decoding]]:
     """All variants, in the order in which they are measured."""
     most, some, one = BATCHES[size]
@@ -227,6 +247,11 @@ def variants(size: str) -> list[Variant[Decoding]]:
     rows += [
         _variant(f"static, mixture as backbone, batch {count}", f"{static}, {low}", count, as_backbone=True)
         for count in (one, some, most)
+    ]
+    compiled = f"{static}, {low}, evaluation.compile: on"
+    rows += [
+        _variant(compiled_name(count), compiled, count, as_backbone=True, compiled=True, limit=90.0)
+        for count in (some, most)
     ]
     for count in (1, 8, 32):
         what = f"{count} subspace{'s' if count > 1 else ''}"

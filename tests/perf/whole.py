@@ -35,7 +35,7 @@ from fcit.models import hashes
 from fcit.models.backbone import Backbone, versions
 from fcit.models.quieting import quiet
 from tests.perf import answering_levers, gpu, training_levers, update
-from tests.perf.answering_levers import BATCHES, Decoding, static_name
+from tests.perf.answering_levers import BATCHES, Decoding, compiled_name, static_name
 from tests.perf.training_levers import TrainingStep
 from tests.perf.variants import Row, TimeLimit, failure, limited, release, run, table
 
@@ -81,12 +81,17 @@ class Check:
         return f"{'ok  ' if self.holds else 'FAIL'} {self.name}: {self.value:.4g} ({sign} {self.bound:g})"
 
 
+def compilation_checks(name: str, row: Row) -> Iterator[Check]:
+    """Layers were compiled, and ran so."""
+    yield Check(f"{name}: compilation failed", float(row["compile_failed"]), 0)
+    yield Check(f"{name}: layers ran compiled", float(row["ran_compiled"]), 1, at_least=True)
+
+
 def training_checks(rows: Mapping[str, Row]) -> Iterator[Check]:
     """Layers were compiled; loss and gradients of the fast paths are as near to float32's as those of the slow one."""
     for name, row in rows.items():
         if "compiled" in name:
-            yield Check(f"{name}: compilation failed", float(row["compile_failed"]), 0)
-            yield Check(f"{name}: layers ran compiled", float(row["ran_compiled"]), 1, at_least=True)
+            yield from compilation_checks(name, row)
     if not rows.keys() >= {"reference", "as is"}:
         return
     reference, slow = rows["reference"], rows["as is"]
@@ -102,9 +107,14 @@ def training_checks(rows: Mapping[str, Row]) -> Iterator[Check]:
 def answering_checks(rows: Mapping[str, Row], size: str, cuda: bool) -> Iterator[Check]:
     """Our decoder says what transformers says, prompts and steps; on CUDA steps are captured and say the same so.
 
-    What a row does not have, such as a comparison with transformers where that failed, does not hold.
+    Steps through compiled layers say what those that are not compiled say.     What a row does not have, such as a comparison with transformers where that failed, does not hold.
     """
     for batch, following in zip(BATCHES[size], NEXT[size], strict=True):
+        name = compiled_name(batch)
+        if name in rows:
+            yield from compilation_checks(name, rows[name])
+            equal = rows[name].get("uncompiled_equal", 0.0)
+            yield Check(f"{name}: next tokens equal to uncompiled ones", equal, following, at_least=True)
         name = static_name(batch)
         row = rows.get(name)
         if row is None:

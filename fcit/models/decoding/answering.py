@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fcit.config.kinds import Decoder
+from fcit.config.kinds import Compile, Decoder
 from fcit.errors import ConfigError
 from fcit.models.decoding.capture import CudaGraphs
 from fcit.models.decoding.greedy import Greedy, unsuitable
@@ -21,6 +21,11 @@ from fcit.models.decoding.watching import Watch, stopping
 
 if TYPE_CHECKING:
     from fcit.models.backbone import Backbone
+
+
+#: Questions of a test set from which layers are compiled: that takes about 20 seconds of a process, which 4,000
+#: questions to a 7B model save, and a test set is asked more than once.
+_MANY = 2000
 
 
 class Answering:
@@ -49,6 +54,21 @@ class Answering:
             yield
         finally:
             self.decoder = before
+
+    def compiles(self, switch: Compile, questions: int) -> bool:
+        """Whether whole batches of a test set with so many ``questions`` are answered within :meth:`compiled`.
+
+        Args:
+            switch: ``evaluation.compile``.
+        """
+        return switch == "on" or (switch == "auto" and questions >= _MANY and self._fast)
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside, prompts and steps of our decoder run through compiled layers."""
+        layers = self._backbone.layers
+        with layers.installed(answering=True), layers.running():
+            yield
 
     @contextmanager
     def watched(self, watch: Watch) -> Iterator[None]:
@@ -102,6 +122,11 @@ class Answering:
         prompts = embeds, mask, backbone.family.positions(mask, pictured, **sized)
         signature = self.signature if backbone.device.type == "cuda" else None
         head = backbone.family.base.get_output_embeddings()
+        try:
+            return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
+        except Exception as error:
+            if not backbone.layers.give_up(error):
+                raise
         return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
 
     @property
@@ -133,20 +158,25 @@ class Answering:
     @property
     def _graphs(self) -> CudaGraphs | None:
         """What captures steps; None where they run as they are."""
+        return CudaGraphs(self._backbone.device) if self._fast else None
+
+    @cached_property
+    def _fast(self) -> bool:
+        """Whether steps can be captured, and layers are compiled for many questions."""
         backbone = self._backbone
         spread = len({parameter.device for parameter in backbone.family.language.parameters()}) > 1
         # A graph is of one GPU, and kernels of four-bit weights decide on the host what to launch.
-        captured = backbone.device.type == "cuda" and not spread and backbone.config.quantization == "none"
-        return CudaGraphs(backbone.device) if captured else None
+        return backbone.device.type == "cuda" and not spread and backbone.config.quantization == "none"
 
     @property
     def signature(self) -> Hashable:
-        """What captured steps depend on: the active adapters and where all tensors lie that a step reads."""
+        """What captured steps depend on: the active adapters, where all tensors lie that a step reads, and compilation."""
         language, head = self._backbone.family.language, self._backbone.family.base.get_output_embeddings()
         tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
         tensors += [tensor for named in self.beside.values() for tensor in named.values()]
         places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
-        return tuple(getattr(self._backbone.model, "active_adapters", ())), language.training, places
+        compiled = self._backbone.layers.runs
+        return tuple(getattr(self._backbone.model, "active_adapters", ())), language.training, compiled, places
 
     def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
         """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from fcit.config.schema import Evaluation
 from fcit.data.collate import Encoded
@@ -26,12 +27,19 @@ class Batches:
         self.settings, self.answering, self.workers = settings, answering, workers
         self._most: int | None = None
 
-    def answered(self, examples: Sequence[Encoded], limit: int, answer: Callable[[list[int]], list[str]]) -> list[str]:
+    def answered(
+        self,
+        examples: Sequence[Encoded],
+        limit: int,
+        answer: Callable[[list[int]], list[str]],
+        questions: int | None = None,
+    ) -> list[str]:
         """Answers to all questions, in their order.
 
         Args:
             limit: tokens of the longest answer.
             answer: answers the questions at these places.
+            questions: of the test set whose part these are; None: they are all.
 
         Raises:
             FCITError: ``answer`` returned another number of texts. MemoryError, RuntimeError: what it raised; with
@@ -44,10 +52,13 @@ class Batches:
         texts, auto = [""] * len(order), self.settings.batch_size == "auto"
         done = 0
         while done < len(order):
-            rows = order[done : done + self._size(lengths[order[done]], limit)]
+            size = self._size(lengths[order[done]], limit)
+            rows = order[done : done + size]
             kept = auto and self.answering.keeps
+            whole = len(rows) == size and self.answering.compiles(self.settings.compile, questions or len(order))
             try:
-                answers: list[str] | None = answer(rows)
+                with self.answering.compiled() if whole else nullcontext():
+                    answers: list[str] | None = answer(rows)
             except (RuntimeError, MemoryError) as error:
                 if not (auto and (kept or len(rows) > 1) and is_out_of_memory(error)):
                     raise

@@ -8,6 +8,36 @@ import torch
 from transformers import Cache, StaticLayer
 
 
+def _keep_prompt(kept: torch.Tensor, new: torch.Tensor, seen: int) -> None:
+    """States of prompts at the beginning of rows; behind them zeros, as what is not finite would reach the sums."""
+    rows, _, prompt, _ = new.shape
+    kept[:rows, :, :prompt] = new
+    kept[:rows, :, prompt:seen] = 0
+
+
+def _keep_token(kept: torch.Tensor, new: torch.Tensor, slot: torch.Tensor) -> None:
+    """States of one token a row at a slot ``(1,)``."""
+    kept[: len(new)].index_copy_(2, slot, new)
+
+
+_FUNCTIONS = _keep_prompt, _keep_token
+#: The same as operators of torch's: in compiled code they write in place, where what they consist of copies all slots.
+_OPERATORS = (
+    torch.library.custom_op(
+        "fcit::keep_prompt",
+        _keep_prompt,
+        mutates_args=("kept",),
+        schema="(Tensor(a!) kept, Tensor new, SymInt seen) -> ()",
+    ),
+    torch.library.custom_op(
+        "fcit::keep_token",
+        _keep_token,
+        mutates_args=("kept",),
+        schema="(Tensor(a!) kept, Tensor new, Tensor slot) -> ()",
+    ),
+)
+
+
 class Slots(StaticLayer):
     """Keys and values of one layer, a slot for every token of a row.
 
@@ -34,17 +64,17 @@ class Slots(StaticLayer):
         owner, states = self._owner, (key_states, value_states)
         if not self.parts:
             self.parts = tuple(s.new_zeros(owner.rows, s.shape[1], owner.room, s.shape[3]) for s in states)
-        used = len(key_states)
+        keep_prompt, keep_token = _OPERATORS if torch.compiler.is_compiling() else _FUNCTIONS
+        keys, values = self.parts
         if owner.prompt:
-            for kept, new in zip(self.parts, states, strict=True):
-                kept[:used, :, : owner.prompt] = new
-                kept[:used, :, owner.prompt : owner.seen] = 0  # what is not finite there would reach the sums
+            keep_prompt(keys, key_states, owner.seen)
+            keep_prompt(values, value_states, owner.seen)
             return states
-        keys, values = (kept[:used, :, : owner.seen] for kept in self.parts)
         slot = owner.slot.to(keys.device)
-        keys.index_copy_(2, slot, key_states)
-        values.index_copy_(2, slot, value_states)
-        return keys, values
+        keep_token(keys, key_states, slot)
+        keep_token(values, value_states, slot)
+        used = key_states.shape[0]  # not its len, which compiled code would be made for
+        return keys[:used, :, : owner.seen], values[:used, :, : owner.seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Of a prompt, which sees itself; masks of steps are the decoder's own."""
@@ -107,3 +137,17 @@ class KeyValues:
         self.rows = self.room = 0
         for layer in self._layers:
             layer.release()
+
+
+def of_layer(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """A layer's arguments with its own keys and values in the place of those of all layers.
+
+    Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are no
+    buffers until the first prompt has passed, or keys and values are not kept here.
+    """
+    for name in ("cache", "past_key_values"):  # its name before transformers 5.24
+        cache = arguments.get(name)
+        if cache is not None:
+            slots = cache.layers[number]
+            return {**arguments, name: slots} if isinstance(slots, Slots) and slots.parts else None
+    return arguments
