@@ -52,8 +52,8 @@ class Evaluation(Section):
     )
     compile: Annotated[Compile, BITS] = Field(
         "auto",
-        description="decoder layers through torch.compile, in whole batches, once for all prompts and once for all steps; "
-        "auto: for test sets of 2,000 questions or more, on one CUDA GPU, without quantization",
+        description="decoder layers through torch.compile, in whole batches, once for all prompts and once for all "
+        "steps; auto: for test sets of 2,000 questions or more, on one CUDA GPU, without quantization",
     )
     mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
         "float32",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcit.models.hooks import Gates, as_factor, scale
+from fcit.models.hooks import Gates, as_factor, of_layer, scale
 from fcit.models.reading import Reading, average
 
 #: Rows of a batch: the feature of each question's instruction ``(B, features)``, and what was decided for it.
@@ -55,7 +55,8 @@ class _Halves:
     """The two mixtures of one layer."""
 
     def __init__(self, layer: Any, adapter: str, reading: Reading, number: int, dead: bool) -> None:
-        self.layer, self.adapter, self.reading, self.number, self.dead = layer, adapter, reading, number, dead
+        self.layer, self.adapter, self.reading, self.dead = layer, adapter, reading, dead
+        self._place = of_layer(number, layer)
         #: R_v, R_i and l_v over l_i; empty in a layer that is not gated.
         self.visual = self.instruction = self.fusion = torch.empty(0)
         self._open: torch.Tensor | None = None
@@ -70,7 +71,7 @@ class _Halves:
         """g ``(B, E)``."""
         rows, question = self.reading.rows, self.reading.question
         if question is None and not self.dead:
-            return rows[CHOICE][:, self.number]
+            return rows[CHOICE].index_select(1, self._place.to(rows[CHOICE].device))[:, 0]
         if question is None:
             question = x.new_ones(x.shape[:2])
         mean = as_factor(average(x, question), self.visual)
@@ -78,7 +79,8 @@ class _Halves:
         logits = mean @ self.visual.T, feature @ self.instruction.T
         choice = torch.cat([one(half, self.dead) for half in logits], dim=-1)
         if CHOICE in rows:
-            rows[CHOICE][:, self.number] = choice.to(rows[CHOICE])
+            kept = rows[CHOICE]
+            kept.index_copy_(1, self._place.to(kept.device), choice[:, None].to(kept))
         return choice
 
     def _multiply(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from fcit.io.cache import cache_folder
+from fcit.io.threads import each
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +75,13 @@ def of_files(source: str, patterns: tuple[str, ...]) -> str:
     files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()} if folder else set()
     if not files:
         return ""
-    parts = [f"{f.name}:{_content(f, f.stat().st_size, f.stat().st_mtime_ns)}" for f in sorted(files)]
+
+    def content(file: Path) -> str:
+        status = file.stat()
+        return f"{file.name}:{_content(file, status.st_size, status.st_mtime_ns)}"
+
+    # The parts of a large model side by side: 14 GB take 12 seconds one after the other.
+    parts = each(content, sorted(files), sum(file.stat().st_size for file in files))
     return of_text("\n".join(parts))
 
 

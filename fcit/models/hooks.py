@@ -46,6 +46,11 @@ def gate_weights(x: torch.Tensor, weight: torch.Tensor, top: int = 0) -> torch.T
     return torch.zeros_like(gate).scatter(-1, kept.indices, kept.values)
 
 
+def of_layer(number: int, layer: Any) -> torch.Tensor:
+    """The number of a layer as an index ``(1,)``: compiled code is made for a plain number, and then for one layer."""
+    return torch.tensor([number], device=layer.weight.device)
+
+
 @contextmanager
 def shown_inputs(layers: Mapping[str, nn.Module], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Inside, every forward pass calls ``see`` with the name of a layer's A and its input.
@@ -105,8 +110,8 @@ class TokenGates(Gates):
     def __init__(self, layers: Mapping[str, nn.Module], adapter: str, rows: Rows | None = None, top: int = 0) -> None:
         super().__init__({name: _Gate(layers[name], adapter, top) for name in sorted(layers)})
         if rows is not None:
-            for number, gate in enumerate(self._gates.values()):
-                gate.prior = partial(_prior, rows, number)
+            for number, name in enumerate(self._gates):
+                self._gates[name].prior = partial(_prior, rows, of_layer(number, layers[name]))
 
     @contextmanager
     def counting(self, top: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -132,9 +137,10 @@ class TokenGates(Gates):
                 gate.total = None
 
 
-def _prior(rows: Rows, number: int) -> torch.Tensor | None:
+def _prior(rows: Rows, place: torch.Tensor) -> torch.Tensor | None:
+    """The second gate ``(B, 1, experts)`` of the layer at that place ``(1,)``."""
     prior = rows.get(PRIOR)
-    return None if prior is None else prior[:, None, number]
+    return None if prior is None else prior.index_select(1, place.to(prior.device))
 
 
 class _Gate:

@@ -1,5 +1,6 @@
 """Which questions are answered together, and what happens when they do not fit."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -24,14 +25,25 @@ class Device:
         kept: how many questions fewer fit until memory that is kept is given back.
     """
 
-    def __init__(self, fit: int = 100, guess: int = 100, kept: int = 0) -> None:
-        self.fit, self.guess, self.kept = fit, guess, kept
+    def __init__(self, fit: int = 100, guess: int = 100, kept: int = 0, many: int = 1000) -> None:
+        self.fit, self.guess, self.kept, self.many = fit, guess, kept, many
         self.batches: list[list[int]] = []
+        self.compiling = False
+        self.through_compiled: list[bool] = []
         self.released = 0
 
     def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
         assert (on_cpu, workers) == (64, 1)
         return self.guess
+
+    def compiles(self, switch: str, questions: int) -> bool:
+        return switch == "on" or (switch == "auto" and questions >= self.many)
+
+    @contextmanager
+    def compiled(self):
+        self.compiling = True
+        yield
+        self.compiling = False
 
     @property
     def keeps(self) -> bool:
@@ -45,6 +57,7 @@ class Device:
         if len(rows) > self.fit - self.kept:
             raise torch.OutOfMemoryError("full")
         self.batches.append(rows)
+        self.through_compiled.append(self.compiling)
         return [f"{LENGTHS[row]}" for row in rows]
 
 
@@ -61,6 +74,25 @@ def test_answers_come_in_the_order_of_the_questions(by_length, batches):
     device = Device()
     assert answered(device, batch_size=2, by_length=by_length) == ["3", "9", "4", "4", "8", "1"]
     assert device.batches == batches
+
+
+@pytest.mark.parametrize(
+    ("compile", "questions", "wanted"),
+    [
+        ("off", 1000, [False, False]),
+        ("on", None, [True, False]),
+        ("auto", 1000, [True, False]),
+        ("auto", 999, [False, False]),
+        ("auto", None, [False, False]),
+    ],
+)
+def test_whole_batches_of_many_questions_are_compiled(compile, questions, wanted):
+    """The last batch is smaller, and another shape."""
+    device = Device()
+    examples = [Encoded(tuple(range(length))) for length in LENGTHS]
+    batches = Batches(Evaluation(batch_size=4, compile=compile), device)
+    assert batches.answered(examples, 24, device.answer, questions) == ["3", "9", "4", "4", "8", "1"]
+    assert device.through_compiled == wanted
 
 
 def test_auto_takes_what_fits():
@@ -109,7 +141,7 @@ def test_other_errors_are_not_retried():
 
 def test_one_answer_for_each_question():
     with pytest.raises(FCITError, match="a text for each of 2 questions, got 1"):
-        Batches(Evaluation(), SimpleNamespace()).answered([Encoded((1, 2)), Encoded((3,))], 2, lambda rows: ["a"])
+        Batches(Evaluation(), Device()).answered([Encoded((1, 2)), Encoded((3,))], 2, lambda rows: ["a"])
 
 
 def test_the_estimate_of_a_7b_model():

@@ -107,7 +107,8 @@ def training_checks(rows: Mapping[str, Row]) -> Iterator[Check]:
 def answering_checks(rows: Mapping[str, Row], size: str, cuda: bool) -> Iterator[Check]:
     """Our decoder says what transformers says, prompts and steps; on CUDA steps are captured and say the same so.
 
-    Steps through compiled layers say what those that are not compiled say.     What a row does not have, such as a comparison with transformers where that failed, does not hold.
+    Steps through compiled layers say what those that are not compiled say. What a row does not have, such as a
+    comparison with transformers where that failed, does not hold.
     """
     for batch, following in zip(BATCHES[size], NEXT[size], strict=True):
         name = compiled_name(batch)

@@ -170,7 +170,7 @@ class Answering:
 
     @property
     def signature(self) -> Hashable:
-        """What captured steps depend on: the active adapters, where all tensors lie that a step reads, and compilation."""
+        """What captured steps depend on: the active adapters, compilation, where all tensors lie that a step reads."""
         language, head = self._backbone.family.language, self._backbone.family.base.get_output_embeddings()
         tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
         tensors += [tensor for named in self.beside.values() for tensor in named.values()]

@@ -142,8 +142,8 @@ class KeyValues:
 def of_layer(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
     """A layer's arguments with its own keys and values in the place of those of all layers.
 
-    Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are no
-    buffers until the first prompt has passed, or keys and values are not kept here.
+    Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are
+    no buffers until the first prompt has passed, or keys and values are not kept here.
     """
     for name in ("cache", "past_key_values"):  # its name before transformers 5.24
         cache = arguments.get(name)

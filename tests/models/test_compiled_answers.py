@@ -1,0 +1,170 @@
+"""Answers through compiled decoder layers are the same answers, for few compilations."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from torch._inductor.exc import InvalidCxxCompiler
+
+from fcit import config as configuration
+from fcit import registry
+from fcit.models import backbone as backbones
+from fcit.models.compiling import ALIGNED, CompiledLayers
+from fcit.models.decoding.answering import Answering
+from fcit.models.decoding.slots import KeyValues, of_layer
+from fcit.runs.create import create
+from tests.helpers.runs import SMALL, bits
+from tests.perf import answering_levers, gpu
+
+
+class Compiler:
+    """A backend of torch.compile that runs the traced graph as it is."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs):
+        self.graphs.append(graph)
+        return graph.forward
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Answers to as many questions as are asked for, compiled by a backend or not at all."""
+    kit = gpu.build("toy", "cpu", tmp_path)
+    decoding = answering_levers.Decoding(kit, "toy")
+    decoding.load(gpu.SUBSPACES, as_backbone=False)
+    backbone = decoding.backbone
+
+    def tokens(count: int, backend=None, new: int = 6) -> list[list[int]]:
+        examples, features = gpu.records(backbone, decoding.size, count, answered=False, uneven=True)
+        if backend is not None and backbone.layers.backend is not backend:
+            backbone.layers = CompiledLayers(backbone.family.layers, backend)
+        with decoding.mixed(count, gpu.SUBSPACES, one_task=False, negligible=0.0), backbone.answering.by("static"):
+            if backend is None:
+                return backbone.tokens(examples, features, new)
+            with backbone.answering.compiled():
+                assert backbone.layers.multiple == (1 if backbone.layers.failed else ALIGNED)
+                return backbone.tokens(examples, features, new)
+
+    tokens.backbone = backbone
+    return tokens
+
+
+@pytest.mark.thorough
+def test_prompts_and_steps_are_compiled_for_any_number_of_rows_and_all_layers(asked):
+    """Once for the first shape, and once more for any other; what is written stays in place."""
+    compiler, graphs = Compiler(), []
+    for count in (7, 3, 6, 5):
+        wanted = asked(count)
+        assert asked(count, compiler) == wanted
+        graphs.append(len(compiler.graphs))
+    assert len(asked.backbone.layers.layers) > 1
+    assert graphs[0] == 2
+    assert graphs[1:] == [graphs[1]] * 3
+    assert asked.backbone.layers.shapes == {"prompts", "steps"}
+    operators = {str(node.target) for graph in compiler.graphs for node in graph.graph.nodes}
+    assert {"fcit.keep_prompt.default", "fcit.keep_token.default"} <= operators
+    assert "index_copy_" not in operators
+
+
+def unable(graph, inputs):
+    raise InvalidCxxCompiler
+
+
+def test_where_nothing_can_be_compiled_answers_go_on(asked, caplog):
+    wanted = asked(3)
+    asked(3)  # buffers are there, so that prompts are compiled
+    assert asked(3, unable) == wanted
+    assert asked(3, unable) == wanted
+    said = [r.message.partition(" (")[0] for r in caplog.records if r.name == "fcit.models.compiling"]
+    assert said == ["evaluation.compile: the decoder layers cannot be compiled here and run as they are"]
+    assert not any("forward" in vars(layer) for layer in asked.backbone.layers.layers)
+
+
+def test_a_layer_gets_its_own_keys_and_values():
+    kept = KeyValues(2, torch.device("cpu"))
+    kept.reserve(1, 4)
+    kept.prompt = kept.seen = 3
+    arguments = {"cache": kept.cache, "attention_mask": None}
+    assert of_layer(0, arguments) is None  # no buffers yet
+    states = torch.ones(1, 2, 3, 5)
+    for layer in range(2):
+        kept.cache.update(states, states, layer)
+    for number, slots in enumerate(kept.cache.layers):
+        assert of_layer(number, arguments) == {"cache": slots, "attention_mask": None}
+    without = {"attention_mask": None}
+    assert of_layer(1, without) is without
+    assert of_layer(0, {"cache": SimpleNamespace(layers=[object()])}) is None  # of transformers' generate
+
+
+def test_operators_do_what_functions_do():
+    """In compiled code they stand for each other."""
+    from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS
+
+    prompt, token = torch.arange(24.0).reshape(2, 1, 3, 4), torch.arange(8.0).reshape(2, 1, 1, 4)
+    written = []
+    for keep_prompt, keep_token in (_FUNCTIONS, _OPERATORS):
+        kept = torch.full((3, 1, 6, 4), 7.0)
+        keep_prompt(kept, prompt, 5)
+        keep_token(kept, token, torch.tensor([3]))
+        written.append(kept)
+    assert torch.equal(*written)
+    assert torch.equal(written[0][:2, :, :3], prompt)
+    assert torch.equal(written[0][:2, :, 3:4], token)
+    assert written[0][0, 0].tolist()[4:] == [[0.0] * 4, [7.0] * 4]
+    assert (written[0][2] == 7.0).all()  # a row that the batch does not have
+
+
+@pytest.mark.parametrize(
+    ("device", "quantization", "switch", "questions", "wanted"),
+    [
+        ("cuda", "none", "auto", 2000, True),
+        ("cuda", "none", "auto", 1999, False),
+        ("cuda", "4bit", "auto", 2000, False),
+        ("cpu", "none", "auto", 2000, False),
+        ("cpu", "none", "on", 1, True),
+        ("cuda", "none", "off", 2000, False),
+    ],
+)
+def test_auto_compiles_where_many_questions_are_asked_on_one_gpu(device, quantization, switch, questions, wanted):
+    language = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=torch.device("meta"))])
+    backbone = SimpleNamespace(
+        device=torch.device(device),
+        config=SimpleNamespace(quantization=quantization),
+        family=SimpleNamespace(language=language),
+    )
+    assert Answering(backbone).compiles(switch, questions) is wanted
+
+
+#: Compilations of a run of two stages: for another number of subspaces or rows once more.
+FEW = 8
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["disco", "moelora", "smolora", "clmoe", "proglora", "l2p"])
+def test_methods_answer_the_same_through_few_compilations(method, tmp_path, monkeypatch):
+    """Those whose hooks read something of a layer's own, or of the batch."""
+    from clients.app import app
+    from fcit.federation.engines.inline import InlineGrid
+    from server.app import run as serve
+
+    compiler, made = Compiler(), {}
+    monkeypatch.setattr(backbones, "CompiledLayers", partial(CompiledLayers, backend=compiler))
+    federation = {"rounds": 1, "clients": 40, "clients_per_round": 2, "beta": 100.0}
+    assert method in registry.METHODS
+    for switch in ("off", "on"):
+        raw = {**SMALL, "name": switch, "method": method, "federation": federation, "output": str(tmp_path / "runs")}
+        raw |= {"data": {"max_records": 320}, "evaluation": {"samples": 6, "batch_size": 2, "compile": switch}}
+        file = tmp_path / f"{switch}.yaml"
+        file.write_text(yaml.safe_dump(raw))
+        config = configuration.load(file)
+        run = create(config)
+        serve(run.path, InlineGrid(app, config.federation.clients, config, run.memory), None)
+        made[switch] = bits(run.path)
+        assert (len(compiler.graphs) > 0) is (switch == "on")
+    assert made["off"] == made["on"]
+    assert len(compiler.graphs) <= FEW
