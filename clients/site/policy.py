@@ -18,6 +18,7 @@ from fcit import config as configuration
 from fcit import registry
 from fcit.config import RunConfig
 from fcit.config.evaluation import HeldOut
+from fcit.config.kinds import Compile
 from fcit.config.site import Site
 from fcit.data.shipped import HELD_OUT, shipped
 from fcit.data.spec import read_spec
@@ -93,7 +94,9 @@ def limited(ordered: str, site: Site) -> str:
             "benchmark": benchmark,
             # Data rendered on first use go to the cache: the data root is only read.
             "data_root": None if read_spec(benchmark).source == "mini" else site.data_root,
-            "evaluation": config.evaluation.model_copy(update={"held_out": _held_out(config, site)}),
+            "evaluation": config.evaluation.model_copy(
+                update={"held_out": _held_out(config, site), "compile": _compiled(config.evaluation.compile)}
+            ),
             "max_bad_share": site.max_bad_share,
             "backbone": backbone,
             "training": config.training.model_copy(update=_steps(config, site)),
@@ -244,6 +247,10 @@ def _steps(config: RunConfig, site: Site) -> dict[str, Any]:
         if not allowed.trainer:
             raise Refused(f"trainer: SITE.yaml says {site.trainer}, the run has sites.trainer: false")
         changes["trainer"] = site.trainer
-    if ordered.compile == "on":  # a compiler is started where the site's GPU gains by it, not because it is ordered
-        changes["compile"] = "auto"
+    changes["compile"] = _compiled(ordered.compile)
     return changes
+
+
+def _compiled(ordered: Compile) -> Compile:
+    """A compiler is started where the site's GPU gains by it, not because it is ordered."""
+    return "auto" if ordered == "on" else ordered

@@ -25,6 +25,7 @@ from fcit.data.records import Record, TestRecord, Turn
 from fcit.models import plain
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import TINY, Backbone
+from fcit.models.compiling import CompiledLayers
 from fcit.models.families.base import AnySize, Family
 from fcit.models.families.small import Small, save
 from fcit.models.layout import is_factor, is_projector
@@ -256,6 +257,28 @@ def texts_are_transformers_own(case: FamilyCase) -> None:
         require(texts == wanted, f"evaluation.decoder {decoder}: {texts} instead of {wanted}")
 
 
+def compiled_answers_are_the_same(case: FamilyCase) -> None:
+    """Answers through compiled decoder layers are the same (traced and run as they are, without a compiler)."""
+    answering, backbone = case.backbone.answering, case.backbone
+    if answering.greedy is None:  # transformers decodes this model, uncompiled
+        return
+    graphs: list[torch.fx.GraphModule] = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    before, backbone.layers = backbone.layers, CompiledLayers(backbone.family.layers, as_it_is)
+    try:
+        wanted = backbone.generate(case.questions, case.features, 4)
+        with answering.compiled():
+            texts = backbone.generate(case.questions, case.features, 4)
+        require(bool(graphs) and not backbone.layers.failed, "the decoder layers cannot be compiled")
+        require(texts == wanted, f"compiled: {texts} instead of {wanted}")
+    finally:
+        backbone.layers = before
+
+
 def prompts_move_images_along(case: FamilyCase) -> None:
     """Soft prompts in front of a padded batch move every image to where it is alone."""
     words = case.backbone.word_embeddings
@@ -344,6 +367,7 @@ CHECKS: list[Callable[[FamilyCase], None]] = [
     sizes_are_known_before_loading,
     loss_is_transformers_own,
     texts_are_transformers_own,
+    compiled_answers_are_the_same,
     prompts_move_images_along,
     trained_and_loaded_by_peft,
     projector_learns,

@@ -194,9 +194,9 @@ def test_a_site_chooses_how_it_computes(tmp_path):
 
 
 def test_an_order_starts_no_compiler_and_no_number_of_threads_at_a_site(tmp_path):
-    order = text(training={"compile": "on"}, backbone={"loader_threads": 64})
+    order = text(training={"compile": "on"}, evaluation={"compile": "on"}, backbone={"loader_threads": 64})
     config = done(order, site(tmp_path))
-    assert config.training.compile == "auto"
+    assert config.training.compile == config.evaluation.compile == "auto"
     assert config.backbone.loader_threads is None
 
 

@@ -303,7 +303,8 @@ def measured(size: str, device: str, seconds: float, folder: Path | None) -> Rep
             patient = [replace(variant, limit=variant.limit * patience) for variant in variants]
             run(patient, bench(kit, size), rows, None, until * seconds * patience - report.seconds)
             done = {row["variant"]: row for row in rows["rows"] if "error" not in row and "skipped" not in row}
-            missing = missing_checks(rows["rows"], {*TRAINING, *map(static_name, BATCHES[size])})
+            required = {*TRAINING, *map(static_name, BATCHES[size]), compiled_name(BATCHES[size][0])}
+            missing = missing_checks(rows["rows"], required)
             cuda = torch.device(device).type == "cuda"
             checks = training_checks(done) if part == "training" else answering_checks(done, size, cuda)
             report.add(part, rows["rows"], [*missing, *checks])
