@@ -48,13 +48,19 @@ def refused(values: list[str], **settings: object) -> set[str]:
 
 def test_seconds_on_links_are_the_measured_ones():
     measured = json.loads((RESULTS / "link.json").read_text())["rates"]
-    shown = re.findall(r"^\| (\d+) ([MG])bit/s.*? \| ([\d.]+) (min|s) \| (\d+) % \|$", _text("operation.md"), re.M)
-    assert len(shown) == 4
-    for number, unit, time, of, share in shown:
-        one = measured[f"{number}{unit.lower()}bit"]
+    row = r"^\| (?:(\d+) ([MG])bit/s|no limit).*? \| ([\d.]+) (min|s) \| (?:(\d+) %)? ?\| ([\d.]+) \| ([\d.]+) \|$"
+    shown = re.findall(row, _text("operation.md"), re.M)
+    assert len(shown) == len(measured) == 5
+    for number, unit, time, of, share, ours, plain in shown:
+        one = measured[f"{number}{unit.lower()}bit" if number else "no limit"]
         seconds = one["seconds_for_130_mb"] / (60 if of == "min" else 1)
-        assert float(time) == round(seconds, len(time.partition(".")[2])), number
-        assert int(share) == round(100 * one["share_of_the_rate"]), number
+        assert [time, ours, plain] == [
+            f"{value:.{len(text.partition('.')[2])}f}"
+            for text, value in ((time, seconds), (ours, one["mb_per_second"]), (plain, one["https_mb_per_second"]))
+        ], one
+        assert (
+            (share == "") if one["share_of_the_rate"] is None else int(share) == round(100 * one["share_of_the_rate"])
+        )
 
 
 def test_the_page_on_runs_names_all_whose_clients_keep_something():
