@@ -13,6 +13,7 @@ import numpy as np
 from fcit.config import RunConfig, Training
 from fcit.config.kinds import epochs_of
 from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
+from fcit.fedopt.base import PIECE
 from fcit.io.threads import each
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
@@ -260,15 +261,26 @@ class _Moved(NamedTuple):
 
 
 def _moved(order: TrainOrder, update: ClientUpdate) -> dict[str, _Moved]:
-    """How far each trained tensor moved; each is read once, with one copy of it at a time on each thread."""
+    """How far each trained tensor moved; each is read once, in pieces that stay in the cache."""
     names = [name for name in update.tensors if not name.startswith(PREFIXES)]
 
     def of(name: str) -> _Moved:
-        difference = update.tensors[name] - order.tensors[name]
-        square = float(np.multiply(difference, difference, dtype=np.float64).sum())
-        return _Moved(_most(difference), square)
+        new, old = update.tensors[name].reshape(-1), order.tensors[name].reshape(-1)
+        most = square = 0.0
+        for first in range(0, len(new), PIECE):
+            piece = slice(first, first + PIECE)
+            difference = new[piece] - old[piece]
+            most = max(most, _most(difference))
+            square += float(np.multiply(difference, difference, dtype=np.float64).sum())
+        return _Moved(most, square)
 
     return dict(zip(names, each(of, names, _numbers(update)), strict=True))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _finite(tensor: np.ndarray) -> bool:
+    """Whether all numbers are finite: what is not reaches the sum, and only a sum that is not is looked into."""
+    return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())
 
 
 def _numbers(update: ClientUpdate) -> int:
@@ -297,7 +309,7 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     for name, tensor in update.tensors.items():
         if tensor.shape != shapes[name] or tensor.dtype != np.float32:
             return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
-    finite = each(lambda tensor: np.isfinite(tensor).all(), list(update.tensors.values()), _numbers(update))
+    finite = each(_finite, list(update.tensors.values()), _numbers(update))
     odd = [name for name, good in zip(update.tensors, finite, strict=True) if not good]
     return f"{odd[0]} holds values that are not finite" if odd else None
 

@@ -11,7 +11,7 @@ import torch
 
 from fcit import seeding
 
-PROBES = 64
+BUCKETS = 256  # of a sketch
 
 
 @contextmanager
@@ -131,28 +131,26 @@ class Products:
 
 
 class Sketch:
-    """||W||_F of one layer and ||W - B A||_F from W Omega, with one small sum whatever the number of clients.
+    """||W||_F of one layer and ||W - B A||_F from Psi W Omega, with one small sum whatever the number of clients.
 
-    Omega ``(d_in, PROBES)`` has entries N(0, 1 / PROBES), so E ||M Omega||_F^2 = ||M||_F^2 (Johnson and
-    Lindenstrauss); it is the same in every round. Layers at most PROBES wide are measured exactly.
+    Psi ``(BUCKETS, d_out)`` throws rows into random buckets and adds them up there with random signs, Omega ``(d_in,
+    BUCKETS)`` columns (count sketch; Charikar, Chen and Farach-Colton, "Finding Frequent Items in Data Streams", 2002),
+    so E ||Psi M Omega||_F^2 = ||M||_F^2; a norm is off by some 6 %. They are the same in every round. A side of at most
+    BUCKETS is kept as it is: narrow layers are measured exactly.
     """
 
     def __init__(self) -> None:
         self.weight = 0
         self._sum: torch.Tensor | None = None
-        self._omega = torch.zeros(0)
 
     @one_thread()
     def add(self, b: np.ndarray, a: np.ndarray, weight: int) -> None:
         """Add one client's factors, ``(d_out, r)`` and ``(r, d_in)``, of ``weight`` records."""
+        left, right = _gathered("rows", b), _gathered("columns", a.T)
         if self._sum is None:
-            self._omega = _omega(a.shape[1])
-            self._sum = torch.zeros(b.shape[0], self._omega.shape[1], dtype=torch.float64)
+            self._sum = torch.zeros(len(left), len(right), dtype=torch.float64)
         self.weight += weight
-        self._sum.addmm_(torch.from_numpy(b).double(), torch.from_numpy(a).double() @ self._omega, alpha=weight)
-
-    def _seen(self, b: np.ndarray, a: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(b).double() @ (torch.from_numpy(a).double() @ self._omega)
+        self._sum.addmm_(left, right.T, alpha=weight)
 
     @one_thread()
     def norm(self) -> float:
@@ -162,16 +160,25 @@ class Sketch:
     @one_thread()
     def distance(self, b: np.ndarray, a: np.ndarray) -> float:
         """||W - B A||_F, estimated."""
-        missed = -self._seen(b, a) if self._sum is None else self._sum / self.weight - self._seen(b, a)
-        return float(torch.linalg.matrix_norm(missed))
+        seen = _gathered("rows", b) @ _gathered("columns", a.T).T
+        return float(torch.linalg.matrix_norm(seen if self._sum is None else self._sum / self.weight - seen))
+
+
+def _gathered(side: str, factor: np.ndarray) -> torch.Tensor:
+    """The rows of a factor ``(width, r)`` in their buckets, float64."""
+    rows = torch.from_numpy(factor).double()
+    if len(rows) <= BUCKETS:
+        return rows
+    buckets, signs = _buckets(side, len(rows))
+    return rows.new_zeros(BUCKETS, rows.shape[1]).index_add_(0, buckets, rows * signs)
 
 
 @lru_cache(maxsize=8)
-def _omega(width: int) -> torch.Tensor:
-    if width <= PROBES:
-        return torch.eye(width, dtype=torch.float64)
-    drawn = seeding.generator(0, "sketch", width).normal(0.0, PROBES**-0.5, (width, PROBES))
-    return torch.from_numpy(drawn)
+def _buckets(side: str, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bucket of each row ``(width,)`` and its sign ``(width, 1)``; of rows and columns not the same."""
+    rng = seeding.generator(0, "sketch", side, width)
+    buckets = torch.from_numpy(rng.integers(0, BUCKETS, width))
+    return buckets, torch.from_numpy(rng.choice([-1.0, 1.0], (width, 1)))
 
 
 def _norm(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -185,10 +185,11 @@ def test_the_stack_never_outgrows_the_layer(shape):
     assert layer.distance(other[B], other[A]) == pytest.approx(np.linalg.norm(dense - other[B] @ other[A]), rel=1e-6)
 
 
-def test_a_sketch_estimates_norms_and_does_not_grow():
-    """Layers 300 wide, 200 clients: W and the distance to the means of the factors within 15 % of the exact ones."""
+@pytest.mark.parametrize("shape", [(100, 300), (1000, 600)])
+def test_a_sketch_estimates_norms_and_does_not_grow(shape):
+    """200 clients: W and the distance to the means of the factors within 15 % of the exact ones."""
     rng, exact, sketch = np.random.default_rng(0), Products(), Sketch()
-    common = rng.normal(size=(100, 4)), rng.normal(size=(4, 300))
+    common = rng.normal(size=(shape[0], 4)), rng.normal(size=(4, shape[1]))
     factors = [[(c + rng.normal(size=c.shape)).astype(np.float32) for c in common] for _ in range(200)]
     for b, a in factors:
         exact.add(b, a, 3)
@@ -196,4 +197,22 @@ def test_a_sketch_estimates_norms_and_does_not_grow():
     means = [np.mean([pair[i] for pair in factors], axis=0) for i in range(2)]
     assert sketch.norm() == pytest.approx(exact.norm(), rel=0.15)
     assert sketch.distance(*means) == pytest.approx(exact.distance(*means), rel=0.15)
-    assert sketch._sum.shape == (100, 64)
+    assert sketch._sum.shape == (min(shape[0], 256), 256)
+
+
+def test_a_sketch_of_square_layers_is_of_rows_and_columns_apart():
+    """With the same signs for both the diagonal would add up: three times the norm of the identity."""
+    unit = np.eye(2560, dtype=np.float32)
+    sketch = Sketch()
+    sketch.add(unit, unit, 1)
+    assert sketch.norm() == pytest.approx(2560**0.5, rel=0.15)
+
+
+def test_narrow_layers_are_measured_exactly():
+    rng, exact, sketch = np.random.default_rng(0), Products(), Sketch()
+    for weight in (1, 5):
+        b, a = rng.normal(size=(200, 3)).astype(np.float32), rng.normal(size=(3, 256)).astype(np.float32)
+        exact.add(b, a, weight)
+        sketch.add(b, a, weight)
+    assert sketch.norm() == pytest.approx(exact.norm(), rel=1e-12)
+    assert sketch.distance(b, a) == pytest.approx(exact.distance(b, a), rel=1e-12)
