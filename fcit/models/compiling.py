@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fcit.models.decoding.slots import of_layer
-
 #: Tokens of a row are a multiple of this in compiled training: for lengths up to 2048 at most 32 shapes.
 MULTIPLE = 64
 #: The same for prompts: kernels of products and of attention read rows in such parts.
@@ -29,6 +27,21 @@ ALIGNED = 8
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+
+
+def of_layer(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    """A layer's arguments with its own keys and values in the place of those of all layers.
+
+    Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are
+    no buffers (``parts`` of :class:`fcit.models.decoding.slots.Slots`) until the first prompt has passed, or keys and
+    values are kept by transformers.
+    """
+    for name in ("cache", "past_key_values"):  # its name before transformers 5.24
+        cache = arguments.get(name)
+        if cache is not None:
+            slots = cache.layers[number]
+            return {**arguments, name: slots} if getattr(slots, "parts", ()) else None
+    return arguments
 
 
 class CompiledLayers:

@@ -11,11 +11,11 @@ from torch._inductor.exc import InvalidCxxCompiler
 from fcit import config as configuration
 from fcit import registry
 from fcit.models import backbone as backbones
-from fcit.models.compiling import ALIGNED, CompiledLayers
+from fcit.models.compiling import ALIGNED, CompiledLayers, of_layer
 from fcit.models.decoding.answering import Answering
-from fcit.models.decoding.slots import KeyValues, of_layer
+from fcit.models.decoding.slots import KeyValues
 from fcit.runs.create import create
-from tests.helpers.runs import SMALL, bits
+from tests.helpers.runs import BACKBONE, SMALL, bits
 from tests.perf import answering_levers, gpu
 
 
@@ -141,13 +141,14 @@ def test_auto_compiles_where_many_questions_are_asked_on_one_gpu(device, quantiz
 
 #: Compilations of a run of two stages: for another number of subspaces or rows once more.
 FEW = 8
+#: Methods whose hooks read something of a layer's own, or of the batch.
+READING = ("disco", "moelora", "smolora", "clmoe", "proglora", "l2p")
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", ["disco", "moelora", "smolora", "clmoe", "proglora", "l2p"])
+@pytest.mark.parametrize("method", READING)
 def test_methods_answer_the_same_through_few_compilations(method, tmp_path, monkeypatch):
-    """Those whose hooks read something of a layer's own, or of the batch."""
     from clients.app import app
     from fcit.federation.engines.inline import InlineGrid
     from server.app import run as serve
@@ -158,6 +159,8 @@ def test_methods_answer_the_same_through_few_compilations(method, tmp_path, monk
     assert method in registry.METHODS
     for switch in ("off", "on"):
         raw = {**SMALL, "name": switch, "method": method, "federation": federation, "output": str(tmp_path / "runs")}
+        # A length of its own, so that its backbone, which a process keeps, is no other test's.
+        raw["backbone"] = {**BACKBONE, "max_length": 1000 + READING.index(method)}
         raw |= {"data": {"max_records": 320}, "evaluation": {"samples": 6, "batch_size": 2, "compile": switch}}
         file = tmp_path / f"{switch}.yaml"
         file.write_text(yaml.safe_dump(raw))

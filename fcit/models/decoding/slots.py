@@ -137,17 +137,3 @@ class KeyValues:
         self.rows = self.room = 0
         for layer in self._layers:
             layer.release()
-
-
-def of_layer(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """A layer's arguments with its own keys and values in the place of those of all layers.
-
-    Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are
-    no buffers until the first prompt has passed, or keys and values are not kept here.
-    """
-    for name in ("cache", "past_key_values"):  # its name before transformers 5.24
-        cache = arguments.get(name)
-        if cache is not None:
-            slots = cache.layers[number]
-            return {**arguments, name: slots} if isinstance(slots, Slots) and slots.parts else None
-    return arguments
