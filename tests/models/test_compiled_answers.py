@@ -142,7 +142,7 @@ def test_auto_compiles_where_many_questions_are_asked_on_one_gpu(device, quantiz
 #: Compilations of a run of two stages: for another number of subspaces or rows once more.
 FEW = 8
 #: Methods whose hooks read something of a layer's own, or of the batch.
-READING = ("disco", "moelora", "smolora", "clmoe", "proglora", "l2p")
+READING = ("disco", "smolora", "clmoe")
 
 
 @pytest.mark.slow
