@@ -72,6 +72,19 @@ def test_our_decoder_is_held_against_transformers(row, cuda, failing):
     assert [check.name.removeprefix("static, batch 64: ") for check in checks if not check.holds] == failing
 
 
+@pytest.mark.parametrize(
+    ("row", "holds"),
+    [
+        ({"ran_compiled": True, "compile_failed": False, "uncompiled_equal": 0.85}, [True, True, True]),
+        ({"ran_compiled": False, "compile_failed": True, "uncompiled_equal": 0.2}, [False, False, False]),
+        ({"ran_compiled": True, "compile_failed": False}, [True, True, False]),
+    ],
+)
+def test_compiled_answers_are_held_against_uncompiled_ones(row, holds):
+    checks = whole.answering_checks({answering_levers.compiled_name(64): row}, "7b", cuda=True)
+    assert [check.holds for check in checks] == holds
+
+
 def test_tokens_are_compared_up_to_the_first_difference():
     wanted = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
     tokens = np.array([[1, 2, 3, 4], [1, 2, 9, 4], [9, 2, 3, 4]])
@@ -162,3 +175,4 @@ def test_every_variant_that_is_measured_exists():
     for size, batches in answering_levers.BATCHES.items():
         names = {variant.name for variant in answering_levers.variants(size)}
         assert {answering_levers.static_name(batch) for batch in batches} <= names
+        assert answering_levers.compiled_name(batches[0]) in names

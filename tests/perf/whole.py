@@ -55,6 +55,9 @@ GRADIENT, LOSS, TOKENS = 0.01, 0.02, {"7b": 0.98, "toy": 1.0}
 #: Least share of equal tokens after an equal beginning, for each of BATCHES: with random weights in bfloat16 3 in 100
 #: change places, and one answer is compared no further than its first difference.
 NEXT = {"7b": (0.9, 0.9, 0.5), "toy": (1.0, 1.0, 1.0)}
+#: The same of compiled layers, whose mixture is in bfloat16, too: 9 and 11 in 100 changed places in the first such run,
+#: 6 and 8 between that mixture and one in float32. Of wrong steps hardly any token is equal.
+COMPILED = {"7b": 0.8, "toy": 1.0}
 UPDATES = {"7b": 3, "toy": 1}
 #: Seconds that the model's start from disk takes at most, and without which it is not begun.
 START = 60.0
@@ -115,7 +118,7 @@ def answering_checks(rows: Mapping[str, Row], size: str, cuda: bool) -> Iterator
         if name in rows:
             yield from compilation_checks(name, rows[name])
             equal = rows[name].get("uncompiled_equal", 0.0)
-            yield Check(f"{name}: next tokens equal to uncompiled ones", equal, following, at_least=True)
+            yield Check(f"{name}: next tokens equal to uncompiled ones", equal, COMPILED[size], at_least=True)
         name = static_name(batch)
         row = rows.get(name)
         if row is None:
