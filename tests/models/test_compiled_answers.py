@@ -13,21 +13,11 @@ from fcit import registry
 from fcit.models import backbone as backbones
 from fcit.models.compiling import ALIGNED, CompiledLayers, of_layer
 from fcit.models.decoding.answering import Answering
-from fcit.models.decoding.slots import KeyValues
+from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS, KeyValues
 from fcit.runs.create import create
+from tests.helpers.compiling import Compiler
 from tests.helpers.runs import BACKBONE, SMALL, bits
 from tests.perf import answering_levers, gpu
-
-
-class Compiler:
-    """A backend of torch.compile that runs the traced graph as it is."""
-
-    def __init__(self) -> None:
-        self.graphs: list[torch.fx.GraphModule] = []
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs):
-        self.graphs.append(graph)
-        return graph.forward
 
 
 @pytest.fixture
@@ -102,8 +92,6 @@ def test_a_layer_gets_its_own_keys_and_values():
 
 def test_operators_do_what_functions_do():
     """In compiled code they stand for each other."""
-    from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS
-
     prompt, token = torch.arange(24.0).reshape(2, 1, 3, 4), torch.arange(8.0).reshape(2, 1, 1, 4)
     written = []
     for keep_prompt, keep_token in (_FUNCTIONS, _OPERATORS):

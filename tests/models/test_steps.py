@@ -9,7 +9,6 @@ import torch
 from functorch.compile import make_boxed_func
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.backends.debugging import aot_eager
 from torch._inductor.exc import InvalidCxxCompiler
 
 from clients.worker.micro_batches import MicroBatches
@@ -23,6 +22,7 @@ from fcit.models.backbone import Backbone
 from fcit.models.compiling import MULTIPLE, CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.steps import compiles, computed
+from tests.helpers.compiling import Compiler
 from tests.helpers.runs import BACKBONE
 
 METHODS = ["finetune", "moelora", "olora", "lwf", "l2p", "smolora", "proglora"]
@@ -151,18 +151,6 @@ def test_in_float32_there_is_nothing_to_cast():
 
 
 # ---------------------------------------------------------------------- compiled layers
-
-
-class Compiler:
-    """A backend of torch.compile that runs the traced graph as it is, or with torch's own passes over it."""
-
-    def __init__(self, passes: bool = False) -> None:
-        self.graphs: list[torch.fx.GraphModule] = []
-        self.passes = passes
-
-    def __call__(self, graph: torch.fx.GraphModule, inputs):
-        self.graphs.append(graph)
-        return aot_eager(graph, inputs) if self.passes else graph.forward
 
 
 COMPILED = [("finetune", 1), ("moelora", 1), ("olora", 1), ("lwf", 2), ("l2p", 1), ("smolora", 1), ("proglora", 1)]
