@@ -29,7 +29,7 @@ _MOST = 128
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 
 
-def of_layer(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
+def with_own_cache(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
     """A layer's arguments with its own keys and values in the place of those of all layers.
 
     Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are
@@ -130,7 +130,7 @@ class CompiledLayers:
     def _forward(
         self, number: int, eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        own = of_layer(number, kwargs) if self._running else None
+        own = with_own_cache(number, kwargs) if self._running else None
         if own is None:
             return eager(*args, **kwargs)
         states = args[0] if args else kwargs["hidden_states"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fcit.models.hooks import Gates, as_factor, of_layer, scale
+from fcit.models.hooks import Gates, as_factor, layer_index, scale
 from fcit.models.reading import Reading, average
 
 #: Rows of a batch: the feature of each question's instruction ``(B, features)``, and what was decided for it.
@@ -56,7 +56,7 @@ class _Halves:
 
     def __init__(self, layer: Any, adapter: str, reading: Reading, number: int, dead: bool) -> None:
         self.layer, self.adapter, self.reading, self.dead = layer, adapter, reading, dead
-        self._place = of_layer(number, layer)
+        self._place = layer_index(number, layer)
         #: R_v, R_i and l_v over l_i; empty in a layer that is not gated.
         self.visual = self.instruction = self.fusion = torch.empty(0)
         self._open: torch.Tensor | None = None

@@ -46,7 +46,7 @@ def gate_weights(x: torch.Tensor, weight: torch.Tensor, top: int = 0) -> torch.T
     return torch.zeros_like(gate).scatter(-1, kept.indices, kept.values)
 
 
-def of_layer(number: int, layer: Any) -> torch.Tensor:
+def layer_index(number: int, layer: Any) -> torch.Tensor:
     """The number of a layer as an index ``(1,)``: compiled code is made for a plain number, and then for one layer."""
     return torch.tensor([number], device=layer.weight.device)
 
@@ -111,7 +111,7 @@ class TokenGates(Gates):
         super().__init__({name: _Gate(layers[name], adapter, top) for name in sorted(layers)})
         if rows is not None:
             for number, name in enumerate(self._gates):
-                self._gates[name].prior = partial(_prior, rows, of_layer(number, layers[name]))
+                self._gates[name].prior = partial(_prior, rows, layer_index(number, layers[name]))
 
     @contextmanager
     def counting(self, top: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from fcit import config as configuration
 from fcit import registry
 from fcit.models import backbone as backbones
-from fcit.models.compiling import ALIGNED, CompiledLayers, of_layer
+from fcit.models.compiling import ALIGNED, CompiledLayers, with_own_cache
 from fcit.models.decoding.answering import Answering
 from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS, KeyValues
 from fcit.runs.create import create
@@ -79,15 +79,15 @@ def test_a_layer_gets_its_own_keys_and_values():
     kept.reserve(1, 4)
     kept.prompt = kept.seen = 3
     arguments = {"cache": kept.cache, "attention_mask": None}
-    assert of_layer(0, arguments) is None  # no buffers yet
+    assert with_own_cache(0, arguments) is None  # no buffers yet
     states = torch.ones(1, 2, 3, 5)
     for layer in range(2):
         kept.cache.update(states, states, layer)
     for number, slots in enumerate(kept.cache.layers):
-        assert of_layer(number, arguments) == {"cache": slots, "attention_mask": None}
+        assert with_own_cache(number, arguments) == {"cache": slots, "attention_mask": None}
     without = {"attention_mask": None}
-    assert of_layer(1, without) is without
-    assert of_layer(0, {"cache": SimpleNamespace(layers=[object()])}) is None  # of transformers' generate
+    assert with_own_cache(1, without) is without
+    assert with_own_cache(0, {"cache": SimpleNamespace(layers=[object()])}) is None  # of transformers' generate
 
 
 def test_operators_do_what_functions_do():

@@ -9,6 +9,7 @@ import torch
 from fcit import config as configuration
 from fcit.config import RunConfig, Training
 from fcit.federation.messages import ClientUpdate, TrainOrder
+from server import validation
 from server.validation import QUIET, Validator, reach, short
 
 ORDER = TrainOrder(
@@ -337,3 +338,11 @@ def test_a_round_may_have_its_own_settings():
     assert validator.history[-1] == pytest.approx(0.004 / 2 * 10)  # in units of the run's rate
     first = dataclasses.replace(ORDER, round=0)
     assert validator.reject_reason(first, update(0.01, order=first), 4) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "finite"),
+    [([], True), ([1.0, -2.0], True), ([3e38, 3e38], True), ([1.0, np.nan], False), ([np.inf, -np.inf], False)],
+)
+def test_numbers_are_finite_though_their_sum_is_not(numbers, finite):
+    assert validation._finite(np.array(numbers, np.float32)) is finite
