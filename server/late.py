@@ -11,7 +11,7 @@ from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import ClientUpdate, TrainOrder
 from fcit.fedopt.staleness import Late, Staleness
-from fcit.io.files import read_json, read_tensors, write_json, write_tensors
+from fcit.io.files import map_tensors, read_json, read_tensors, write_json, write_tensors
 from fcit.io.trees import Tensors
 from fcit.methods.base import Pair
 from fcit.runs.folder import RunDir
@@ -139,7 +139,7 @@ class LateSpill(Spill):
 
     def _tensors(self, key: Pair) -> Tensors:
         now, tau, file = self._arrivals[key]
-        update = read_tensors(file or self._path(key, "safetensors"))
+        update = map_tensors(file or self._path(key, "safetensors"))
         return self._rule.joined(update, now, tau, file is not None)
 
     def clear(self) -> None:

@@ -15,33 +15,30 @@ import numpy as np
 from fcit.errors import CodecError, RunError
 from fcit.federation import codec
 from fcit.federation.messages import CONSTANT, EXTRA, FEDOPT, ClientUpdate, TrainOrder
-from fcit.io.files import read_json, read_tensors, write_json, write_tensors
-from fcit.io.threads import each, read_ahead
+from fcit.io.files import map_tensors, read_json, read_tensors, write_json, write_tensors
+from fcit.io.threads import beside, by_stretches, read_ahead
 from fcit.io.trees import Tensors
 from fcit.methods.base import Update
 from fcit.runs.folder import RunDir
 
-Memo = dict[int, tuple[np.ndarray, str]]
+Memo = dict[int, tuple[np.ndarray, list[str]]]
 
 
 def digest(tensors: Tensors, memo: Memo | None = None) -> str:
     """SHA-256 of names, types, shapes and values.
 
     Args:
-        memo: hashes made so far by the identity of their array; it keeps the arrays.
+        memo: hashes of stretches made so far by the identity of their array; it keeps the arrays.
     """
     memo = {} if memo is None else memo
-    new = [tensor for tensor in tensors.values() if id(tensor) not in memo]
-    hashes = each(_digest, new, sum(tensor.size for tensor in new))
-    memo |= {id(tensor): (tensor, value) for tensor, value in zip(new, hashes, strict=True)}
+    new = {str(id(t)): (t, np.ascontiguousarray(t).reshape(-1)) for t in tensors.values() if id(t) not in memo}
+    flat = {key: values for key, (_, values) in new.items()}
+    hashes = by_stretches(lambda key, stretch: hashlib.sha256(flat[key][stretch].view(np.uint8).data).hexdigest(), flat)
+    memo |= {id(tensor): (tensor, hashes[key]) for key, (tensor, _) in new.items()}
     whole = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape), memo[id(tensor)][1]]).encode())
     return whole.hexdigest()
-
-
-def _digest(tensor: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -76,10 +73,14 @@ class Spill:
             DiskFull: there is no room for it.
         """
         key = (update.client, update.shard)
-        # Not waiting for the disk is safe: the hash tells what a power cut left incomplete.
-        write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
-        head: dict[str, Any] = {"order": self._same(order), "tensors": digest(update.tensors), "update": plain(update)}
-        head["received"] = received
+        head: dict[str, Any] = {"update": plain(update), "received": received}
+
+        def hash_() -> None:
+            head.update(order=self._same(order), tensors=digest(update.tensors))
+
+        with beside(hash_, sum(tensor.size for tensor in update.tensors.values())):
+            # Not waiting for the disk is safe: the hash tells what a power cut left incomplete.
+            write_tensors(self._path(key, "safetensors"), update.tensors, durable=False)
         write_json(self._path(key, "json"), head, durable=False)
         self.take(update)
 
@@ -172,7 +173,7 @@ class Spill:
 
     def _tensors(self, key: tuple[int, str]) -> Tensors:
         """What an accepted update holds, as it is aggregated."""
-        return read_tensors(self._path(key, "safetensors"))
+        return map_tensors(self._path(key, "safetensors"))
 
     def clear(self) -> None:
         """Forget the round."""

@@ -14,7 +14,7 @@ from fcit.config import RunConfig, Training
 from fcit.config.kinds import epochs_of
 from fcit.federation.messages import NAME, PREFIXES, ClientUpdate, TrainOrder
 from fcit.fedopt.base import PIECE
-from fcit.io.threads import each
+from fcit.io.threads import by_stretches
 
 FACTOR = 10.0  # an update may be this many times the running median norm per step
 QUIET = 20  # accepted updates before the norm rule is active
@@ -262,29 +262,29 @@ class _Moved(NamedTuple):
 
 def _moved(order: TrainOrder, update: ClientUpdate) -> dict[str, _Moved]:
     """How far each trained tensor moved; each is read once, in pieces that stay in the cache."""
-    names = [name for name in update.tensors if not name.startswith(PREFIXES)]
+    new = {name: tensor.reshape(-1) for name, tensor in update.tensors.items() if not name.startswith(PREFIXES)}
+    old = {name: order.tensors[name].reshape(-1) for name in new}
 
-    def of(name: str) -> _Moved:
-        new, old = update.tensors[name].reshape(-1), order.tensors[name].reshape(-1)
+    def of(name: str, stretch: slice) -> _Moved:
+        after, before = new[name][stretch], old[name][stretch]
         most = square = 0.0
-        for first in range(0, len(new), PIECE):
+        for first in range(0, len(after), PIECE):
             piece = slice(first, first + PIECE)
-            difference = new[piece] - old[piece]
+            difference = after[piece] - before[piece]
             most = max(most, _most(difference))
             square += float(np.multiply(difference, difference, dtype=np.float64).sum())
         return _Moved(most, square)
 
-    return dict(zip(names, each(of, names, _numbers(update)), strict=True))
+    return {
+        name: _Moved(max((part.most for part in parts), default=0.0), sum(part.square for part in parts))
+        for name, parts in by_stretches(of, new).items()
+    }
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _finite(tensor: np.ndarray) -> bool:
+def _finite(values: np.ndarray) -> bool:
     """Whether all numbers are finite: what is not reaches the sum, and only a sum that is not is looked into."""
-    return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())
-
-
-def _numbers(update: ClientUpdate) -> int:
-    return sum(tensor.size for tensor in update.tensors.values())
+    return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def _most(values: np.ndarray) -> float:
@@ -309,8 +309,9 @@ def _other_tensors(order: TrainOrder, update: ClientUpdate, extra: dict[str, tup
     for name, tensor in update.tensors.items():
         if tensor.shape != shapes[name] or tensor.dtype != np.float32:
             return f"{name} is {tensor.dtype}{tensor.shape}, expected float32{shapes[name]}"
-    finite = each(_finite, list(update.tensors.values()), _numbers(update))
-    odd = [name for name, good in zip(update.tensors, finite, strict=True) if not good]
+    flat = {name: tensor.reshape(-1) for name, tensor in update.tensors.items()}
+    finite = by_stretches(lambda name, stretch: _finite(flat[name][stretch]), flat)
+    odd = [name for name, good in finite.items() if not all(good)]
     return f"{odd[0]} holds values that are not finite" if odd else None
 
 

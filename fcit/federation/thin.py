@@ -252,7 +252,7 @@ def _fitted(part: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor cut to a shape, and filled with zeros up to it."""
     kept = part[tuple(map(slice, shape))]
     lacking = [(0, whole - size) for whole, size in zip(shape, kept.shape, strict=True)]
-    return np.pad(kept, lacking) if kept.shape != shape else np.ascontiguousarray(kept)
+    return np.pad(kept, lacking) if kept.shape != shape else np.asarray(kept, order="C")
 
 
 def _parts(vector: np.ndarray, shapes: dict[str, tuple[int, ...]]) -> Tensors:

@@ -11,7 +11,7 @@ from fcit.fedopt.base import FedOpt, Mean
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.padding import Padding
 from fcit.fedopt.robust import LEAST, Off, UpdateBuffer
-from fcit.io.threads import beside, each
+from fcit.io.threads import beside, by_stretches, each
 from fcit.io.trees import Tensors
 from fcit.models.layout import A, B, is_factor
 from fcit.privacy.mechanism import Mechanism
@@ -120,11 +120,13 @@ class Group:
 
     def _multiply(self, tensors: Tensors, weight: int) -> None:
         """Add the products of LoRA factors to their layers."""
-        for name in tensors:
-            if A in name and name.replace(A, B) in tensors:
-                if name not in self._layers:
-                    self._layers[name] = self._aggregator.factors.layer()
-                self._layers[name].add(tensors[name.replace(A, B)], tensors[name], weight)
+        names = [name for name in tensors if A in name and name.replace(A, B) in tensors]
+        self._layers |= {name: self._aggregator.factors.layer() for name in names if name not in self._layers}
+
+        def multiply(name: str) -> None:
+            self._layers[name].add(tensors[name.replace(A, B)], tensors[name], weight)
+
+        each(multiply, names, sum(tensors[name].size for name in names))
 
     def result(self) -> Tensors:
         """The server's new tensors; without updates the old ones and unchanged state."""
@@ -178,11 +180,15 @@ class PrivateGroup(Group):
     def add(self, tensors: Tensors, weight: int, extra: Tensors) -> None:
         """Add one update that :meth:`Mechanism.clipped` returned."""
 
-        def add(name: str) -> np.ndarray:
-            return self._sums.get(name, 0.0) + np.subtract(tensors[name], self._old[name], dtype=np.float64)
+        new = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+        old = {name: self._old[name].reshape(-1) for name in tensors}
+        self._sums |= {name: np.zeros(tensor.shape) for name, tensor in tensors.items() if name not in self._sums}
 
-        names = list(tensors)
-        self._sums |= zip(names, each(add, names, sum(value.size for value in tensors.values())), strict=True)
+        def add(name: str, stretch: slice) -> None:
+            total = self._sums[name].reshape(-1)[stretch]
+            total += np.subtract(new[name][stretch], old[name][stretch], dtype=np.float64)
+
+        by_stretches(add, new)
 
     def result(self) -> Tensors:
         """The server's new tensors, also without updates; the old ones if the home was not trained.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcit.config import RunConfig, Section
-from fcit.io.threads import each
+from fcit.io.threads import by_stretches
 from fcit.io.trees import Tensors
 
 #: Invariants that a federated optimiser can declare (checked by :mod:`fcit.contracts.fedopts`).
@@ -29,24 +29,30 @@ class Mean:
     def add(self, tensors: Tensors, weight: float) -> None:
         """Add one update of ``weight`` records, or of another weight."""
         self.weight += weight
+        flat = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+        new = {name: np.empty(tensor.shape) for name, tensor in tensors.items() if name not in self._sums}
+        self._sums |= new
 
-        def add(name: str) -> np.ndarray:
-            if name not in self._sums:
-                return np.multiply(tensors[name], weight, dtype=np.float64, order="C")
-            _add(self._sums[name].reshape(-1), tensors[name].reshape(-1), weight)
-            return self._sums[name]
+        def add(name: str, stretch: slice) -> None:
+            total, value = self._sums[name].reshape(-1)[stretch], flat[name][stretch]
+            if name in new:
+                np.multiply(value, weight, out=total, dtype=np.float64)
+            else:
+                _add(total, value, weight)
 
-        names = list(tensors)
-        self._sums |= zip(names, each(add, names, sum(value.size for value in tensors.values())), strict=True)
+        by_stretches(add, flat)
 
     def result(self) -> Tensors:
         """The mean as float32."""
+        flat = {name: total.reshape(-1) for name, total in self._sums.items()}
+        means = {name: np.empty(total.shape, np.float32) for name, total in self._sums.items()}
 
-        def mean(total: np.ndarray) -> np.ndarray:
-            return np.divide(total, self.weight, out=np.empty(total.shape, np.float32), casting="same_kind")
+        def divide(name: str, stretch: slice) -> None:
+            out = means[name].reshape(-1)[stretch]
+            np.divide(flat[name][stretch], self.weight, out=out, casting="same_kind")
 
-        totals = list(self._sums.values())
-        return dict(zip(self._sums, each(mean, totals, sum(total.size for total in totals)), strict=True))
+        by_stretches(divide, flat)
+        return means
 
 
 def _add(total: np.ndarray, value: np.ndarray, weight: float) -> None:

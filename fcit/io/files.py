@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def write_tensors(path: Path, tensors: Tensors, durable: bool = True) -> None:
         DiskFull: there is no room; the file is left as it was.
     """
     with _replacing(path, durable) as temporary:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
+        save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -117,8 +118,30 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         RunError: missing or damaged.
     """
-    try:
+    with _readable(path):
         return load_file(path)
+
+
+def map_tensors(path: Path) -> Tensors:
+    """Read a safetensors file that is aggregated and then removed: as private pages of the file itself, without a copy.
+
+    torch's reader does that; a process that has not loaded torch makes the copy rather than wait for it.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    if "torch" not in sys.modules:
+        return read_tensors(path)
+    from safetensors.torch import load_file as mapped
+
+    with _readable(path):
+        return {name: tensor.numpy() for name, tensor in mapped(path).items()}
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, TypeError, AttributeError, KeyError) as error:
         # Shapes and number formats that numpy does not have reach us as whatever it raises.
         raise RunError(f"{path}: not a readable safetensors file ({error})") from None

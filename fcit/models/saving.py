@@ -47,7 +47,7 @@ def save_subspace(folder: Path, tensors: Tensors, adapter: configuration.Adapter
         save_peft(folder, tensors, adapter, model)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / BARE)
+    save_file({n: np.asarray(t, order="C") for n, t in tensors.items()}, folder / BARE)
 
 
 def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, model: str) -> None:
@@ -67,4 +67,4 @@ def save_peft(folder: Path, tensors: Tensors, adapter: configuration.Adapter, mo
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, folder / PEFT)
+    save_file({n: np.asarray(t, order="C") for n, t in tensors.items()}, folder / PEFT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fcit.io.threads import each
+from fcit.io.threads import by_stretches
 from fcit.io.trees import Tensors
 
 
@@ -16,23 +16,26 @@ def clipped(tensors: Tensors, old: Tensors, clip: float) -> tuple[Tensors, float
     with one norm over all tensors (McMahan et al., 2018, arXiv 1710.06963, flat clipping). What is shortened is
     float64: rounded to float32 it could be longer than C.
     """
-    names = list(tensors)
-    numbers = sum(tensor.size for tensor in tensors.values())
+    new = {name: tensor.reshape(-1) for name, tensor in tensors.items()}
+    before = {name: old[name].reshape(-1) for name in tensors}
 
-    def square(name: str) -> float:
-        difference = np.subtract(tensors[name], old[name], dtype=np.float64)
+    def square(name: str, stretch: slice) -> float:
+        difference = np.subtract(new[name][stretch], before[name][stretch], dtype=np.float64)
         return float(np.square(difference, out=difference).sum())
 
-    norm = float(np.sqrt(sum(each(square, names, numbers))))
+    norm = float(np.sqrt(sum(sum(parts) for parts in by_stretches(square, new).values())))
     if norm <= clip:
         return tensors, norm
+    short = {name: np.empty(tensor.shape) for name, tensor in tensors.items()}
 
-    def shortened(name: str) -> np.ndarray:
-        difference = np.subtract(tensors[name], old[name], dtype=np.float64)
+    def shorten(name: str, stretch: slice) -> None:
+        difference = short[name].reshape(-1)[stretch]
+        np.subtract(new[name][stretch], before[name][stretch], out=difference, dtype=np.float64)
         difference *= clip / norm
-        return np.add(difference, old[name], out=difference)
+        difference += before[name][stretch]
 
-    return dict(zip(names, each(shortened, names, numbers), strict=True)), norm
+    by_stretches(shorten, new)
+    return short, norm
 
 
 def count_noise(multiplier: float, clients: int, asked: float | None = None) -> float:

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -5,8 +6,11 @@ import pytest
 
 from fcit.errors import RunError
 from fcit.federation.messages import ClientUpdate, TrainOrder
+from fcit.federation.packing import TYPES
+from fcit.io import threads
+from fcit.io.files import map_tensors, write_tensors
 from fcit.runs.folder import RunDir
-from server.spill import Spill
+from server.spill import Spill, digest
 
 
 def order(client: int = 1, shard: str = "a", **changes) -> TrainOrder:
@@ -43,6 +47,41 @@ def update(client: int = 1, shard: str = "a", value: float = 1.0) -> ClientUpdat
 
 def put(spill: Spill, client: int, shard: str, value: float) -> None:
     spill.put(order(client, shard), update(client, shard, value))
+
+
+@pytest.mark.parametrize("name", ["map_tensors", "read_tensors"])
+def test_tensors_come_back_as_they_were(name, tmp_path, monkeypatch):
+    """Through pages of the file, and without torch through a copy."""
+    kept = {kind: np.arange(6).reshape(2, 3).astype(TYPES[kind]) for kind in TYPES}
+    kept |= {"nothing": np.zeros((0, 2), np.float32), "scalar": np.float32(3).reshape(())}
+    write_tensors(tmp_path / "x.safetensors", kept)
+    if name == "read_tensors":
+        monkeypatch.delitem(sys.modules, "torch")
+        assert "torch" not in sys.modules
+    found = map_tensors(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").unlink()
+    assert found.keys() == kept.keys()
+    for kind, tensor in kept.items():
+        assert (found[kind].dtype, found[kind].shape) == (tensor.dtype, tensor.shape)
+        assert (found[kind] == tensor).all()
+        found[kind][...] = 0  # a private page
+
+
+def test_a_damaged_file_of_tensors_is_named(tmp_path):
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"a": np.zeros(9, np.float32)})
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"x\.safetensors: not a readable safetensors file"):
+        map_tensors(file)
+
+
+def test_a_changed_number_in_any_stretch_is_another_hash(monkeypatch):
+    monkeypatch.setattr(threads, "STRETCH", 2)
+    seen = {digest({"a": np.eye(1, 5, number, np.float32)}) for number in range(5)}
+    assert len(seen) == 5
+    memo = {}
+    tensors = {"a": np.ones((2, 3), np.float32).T, "b": np.zeros(0, np.float32)}
+    assert digest(tensors, memo) == digest(tensors, memo) == digest(tensors)
 
 
 def test_updates_come_in_client_order(tmp_path):
