@@ -20,6 +20,16 @@ def test_round_trip():
     assert {k: back[k] for k in "adf"} == {k: value[k] for k in "adf"}
 
 
+def test_what_arithmetic_makes_of_an_array_without_dimensions_is_one_again():
+    value = {"m": np.zeros((), np.float32) + np.float32(0.5), "share": np.float64(0.25)}
+    assert not isinstance(value["m"], np.ndarray)
+    plain, tensors = trees.flatten(value)
+    assert (tensors["m"].dtype, tensors["m"].shape) == (np.float32, ())
+    back = trees.restore(plain, tensors)
+    assert (back["m"].item(), back["share"]) == (0.5, 0.25)
+    assert isinstance(back["share"], float)  # numpy's float64 is one of Python's
+
+
 @pytest.mark.parametrize("bad", [{"a": object()}, {"a": {1, 2}}, {1: "a"}, {"a/b": 1}, {"$tensor": "x"}, {"a": (1, 2)}])
 def test_what_cannot_be_saved_is_named(bad):
     with pytest.raises(TypeError, match=r"a|key"):

@@ -26,20 +26,22 @@ from fcit.io import trees
 from fcit.io.trees import Tensors
 from fcit.methods.base import Session
 
-A, B, P = (
+A, B, P, S = (
     "base_model.model.x.lora_A.weight",
     "base_model.model.x.lora_B.weight",
     "base_model.model.multi_modal_projector.linear_1.weight",
+    "base_model.model.x.gate.scale",
 )
-#: B A is 2 x 3: no sum of such products has a rank above two, so `svd` cuts nothing off.
-SHAPES = {A: (2, 3), B: (2, 2), P: (2, 2)}
+#: B A is 2 x 3: no sum of such products has a rank above two, so `svd` cuts nothing off. What has no dimensions turns
+#: into a number where arithmetic touches it.
+SHAPES = {A: (2, 3), B: (2, 2), P: (2, 2), S: ()}
 #: One update as the aggregator gets it: tensors, records, what the optimiser's client side returned.
 Sent = tuple[Tensors, int, Tensors]
 
 
 @dataclass
 class FedOptCase:
-    """A federated optimiser with its options and a rule for averaging factors, on one home of three tensors."""
+    """A federated optimiser with its options and a rule for averaging factors, on one home of four tensors."""
 
     name: str
     factors: str = "separate"
@@ -96,7 +98,7 @@ class FedOptCase:
 
     def seen(self, tensors: Tensors) -> Tensors:
         """Tensors to compare: under rules that may rotate factors, as `svd`, the product B A in their place."""
-        return {P: tensors[P], "B A": tensors[B] @ tensors[A]} if self.of_products else tensors
+        return {P: tensors[P], S: tensors[S], "B A": tensors[B] @ tensors[A]} if self.of_products else tensors
 
 
 def _same(first: Tensors, second: Tensors, tolerance: float = 0.0) -> bool:
@@ -210,6 +212,7 @@ def weighted_mean(case: FedOptCase) -> None:
     if case.of_products:
         wanted = {
             P: wanted[P],
+            S: wanted[S],
             "B A": case.beside(case.old) + (moved[0][B] @ moved[0][A] + 3 * moved[1][B] @ moved[1][A]) / 4,
         }
     require(_same(case.seen(new), wanted, 1e-5), "not the sample-weighted mean")

@@ -137,10 +137,15 @@ class Group:
             self._buffer.close()
         if not mean:
             return self._old
-        fedopt = self._aggregator.fedopt
         if self._sums:
-            fedopt.absorb(self._sums, self._memory)
-        return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}
+            self._aggregator.fedopt.absorb(self._sums, self._memory)
+        return self._stepped(mean)
+
+    def _stepped(self, mean: Tensors) -> Tensors:
+        """The server's tensors after the federated optimiser's step."""
+        new = self._aggregator.fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)
+        # Arithmetic with arrays without dimensions gives numbers.
+        return {**self._old, **{name: np.asarray(tensor) for name, tensor in new.items()}}
 
     def _combined(self, buffer: UpdateBuffer) -> Tensors:
         """The result of the robust rule; of too few updates the plain mean."""
@@ -196,7 +201,7 @@ class PrivateGroup(Group):
         Raises:
             ValueError: the home was released before in this round.
         """
-        mechanism, fedopt = self._aggregator.mechanism, self._aggregator.fedopt
+        mechanism = self._aggregator.mechanism
         if mechanism is None or not (mean := mechanism.release(self._home, self._sums, self._old)):
             return self._old
-        return {**self._old, **fedopt.step({n: self._old[n] for n in mean}, mean, self._memory)}
+        return self._stepped(mean)

@@ -59,7 +59,7 @@ class Scaffold(FedAvg):
         trained = {n: p for n, p in session.adapters.trainable.items() if p.requires_grad}
         notes["start"] = {n: p.detach().clone() for n, p in trained.items()}
         notes["correction"] = {
-            n: torch.from_numpy(session.received[n] - self._own(session, n).get(n, np.float32(0))).to(p.device)
+            n: torch.as_tensor(session.received[n] - self._own(session, n).get(n, np.float32(0))).to(p.device)
             for n, p in trained.items()
         }
         notes["rates"] = 0.0

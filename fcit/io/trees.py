@@ -24,9 +24,13 @@ def arrays(value: Any) -> Iterator[np.ndarray]:
 def flatten(value: Any, prefix: str = "") -> tuple[Any, Tensors]:
     """Dicts (text keys), lists, JSON values and arrays as JSON with references, and the arrays.
 
+    A number of numpy's that is none of Python's is an array: arithmetic with arrays without dimensions gives such ones.
+
     Raises:
         TypeError: anything else, naming the place.
     """
+    if isinstance(value, np.generic) and not isinstance(value, str | int | float):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         return {_MARK: prefix}, {prefix: value}
     if isinstance(value, dict):
