@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from fcit.errors import DiskFull, RunError
@@ -135,6 +136,19 @@ class Progress:
 
 
 def _flatten(state: ServerState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plain values and arrays.
+
+    Raises:
+        RunError: the method or the optimiser left something else than float32 arrays, which clients could not train.
+    """
+    for home, held in {**state.subspaces, "shared": state.shared}.items():
+        for key, value in held.items():
+            if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+                what = getattr(value, "dtype", type(value).__name__)
+                raise RunError(
+                    f"{home}/{key} is {what} after aggregate or end_stage, not a float32 array; a method's or an "
+                    "optimiser's own arithmetic needs .astype(np.float32) at its end"
+                )
     tensors = {f"shared/{k}": v for k, v in state.shared.items()}
     for name, subspace in state.subspaces.items():
         tensors |= {f"subspace/{name}/{k}": v for k, v in subspace.items()}

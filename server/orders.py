@@ -28,6 +28,7 @@ from fcit.federation.thin import Thin
 from fcit.fedopt.base import FedOpt
 from fcit.fedopt.factors import Separate
 from fcit.fedopt.robust import Off
+from fcit.io import trees
 from fcit.io.trees import Tensors, under
 from fcit.methods.base import Method, ServerState
 from server.checkpoint import Progress
@@ -132,7 +133,7 @@ class Orders:
             constants=sorted(constants),
             keep=sorted(self._living(state, of_method, held - constants.keys())),
             frozen=frozen,
-            brief=self.method.brief(state),
+            brief=self._plain("brief", self.method.brief(state)),
             measure=measure,
             run=self.run,
             participations=self._planned(slot),
@@ -276,9 +277,16 @@ class Orders:
         for i, name in enumerate(names):
             tensors |= {f"subspace-{i}/{k}": v for k, v in state.subspaces[name].items()}
         knowledge, known = self.method.knowledge(state)
+        knowledge = self._plain("knowledge", knowledge)
         if self.method.needs_task_at_inference:
             knowledge = {**knowledge, "trained": progress.majority}
         return names, knowledge, tensors | {f"knowledge/{k}": v for k, v in known.items()}
+
+    def _plain(self, hook: str, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return trees.json_of(value, hook)
+        except TypeError as error:
+            raise RunError(f"method {self.method.name}: {error}") from None
 
     def _task_of(self, dataset: str) -> str:
         """The true task's name, sent to references only: methods must not see it."""

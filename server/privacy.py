@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from fcit.config import RunConfig
 from fcit.data.stream import Stream
 from fcit.errors import ConfigError, RunError
@@ -172,7 +174,7 @@ class Privacy:
         for update in updates:
             old = {**state.shared, **state.subspaces[update.subspace]}
             if isinstance(updates, Sums):
-                moved = {n: old[n] + update.examples * (mean - old[n]) for n, mean in update.tensors.items()}
+                moved = {n: np.asarray(old[n] + update.examples * (t - old[n])) for n, t in update.tensors.items()}
             else:
                 moved = mechanism.clipped(update.tensors, old)
             yield replace(update, tensors=moved, examples=1)

@@ -107,7 +107,7 @@ def write(
     shapes = {name: t.shape for tensors in state.subspaces.values() for name, t in tensors.items()}
     for name, tensors in ({} if per_client(config) else state.subspaces).items():
         whole = {**state.shared, **tensors, **left_out(tensors, shapes)}
-        save_subspace(run.adapters / name, whole, config.adapter, config.backbone.model)
+        save_subspace(run.adapters / name, whole, config.adapter, config.backbone)
     write_json(
         run.results,
         {

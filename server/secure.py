@@ -322,7 +322,7 @@ class SecureCollector(Gathering):
         alive = session.group.alive
         result = session.coding.decoded(session.group.total(), len(alive))
         old = session.orders[alive[0]].trained
-        tensors = {name: old[name] + mean for name, mean in result.means.items()}
+        tensors = {name: np.asarray(old[name] + mean) for name, mean in result.means.items()}
         heads = {(head.client, head.shard): _head(head, result, len(alive)) for head in session.heads.values()}
         update = Update(alive[0], session.subspace, result.weight, tensors)
         self.sums.add(update, heads, result.unclipped, result.cut)

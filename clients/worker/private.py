@@ -153,7 +153,7 @@ class Private:
         means = []
         for number, (total, value) in enumerate(zip(summed.sums, sums, strict=True)):
             noisy = value + scale * self._noise.normal(value.shape, *owner, number)
-            means.append(torch.from_numpy(noisy / expected).to(total.device))
+            means.append(torch.as_tensor(noisy / expected).to(total.device))
         return means
 
 

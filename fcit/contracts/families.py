@@ -301,7 +301,7 @@ def trained_and_loaded_by_peft(case: FamilyCase) -> None:
         with adapters.mixed(np.ones((4, 1), np.float32)):
             found = logits(backbone, case.examples, case.features)
         saved = case.adapters / policy
-        save_peft(saved, trained, adapters.adapter, case.folder)
+        save_peft(saved, trained, adapters.adapter, case.settings())
         close(found, case.expected(plain.with_adapter(case.folder, saved)), f"logits of a {policy} projector")
 
 

@@ -17,6 +17,7 @@ from fcit.data.records import Record, TestRecord
 from fcit.fedopt.aggregator import Aggregator
 from fcit.fedopt.fedavg import FedAvg
 from fcit.io import trees
+from fcit.io.trees import Tensors
 from fcit.methods.base import Factory, Method, Pair, QuestionBatch, ServerState, Session, Stats, Update, objective
 from fcit.models.hooks import Keys
 from fcit.models.layout import GATE, Layout
@@ -26,10 +27,11 @@ from fcit.models.reading import Weigh
 RECORDS = [Record.single(f"{i}.png", "What is this?", "a thing") for i in range(3)]
 LABELS = [("A", "the first task"), ("B", "the second task")]
 EXAMPLES = [Encoded((1, 2, 3), ((2, 3),), (f"{i}.png",)) for i in range(3)]
-A, B, P = (
+A, B, P, S = (
     "base_model.model.x.lora_A.weight",
     "base_model.model.x.lora_B.weight",
     "base_model.model.multi_modal_projector.linear_1.weight",
+    "base_model.model.multi_modal_projector.scale",
 )
 SHAPES: dict[str, tuple[int, ...]] = {A: (2, 3), B: (3, 2)}
 #: The first and the last pair belong to one task in every method.
@@ -207,7 +209,8 @@ class MethodCase:
 
     def __post_init__(self) -> None:
         self.method = method_of(self.name, self.options)
-        projector = {P: np.full((2, 2), 0.5, np.float32)}
+        # Arithmetic makes a number of what has no dimensions.
+        projector = {P: np.full((2, 2), 0.5, np.float32), S: np.full((), 0.5, np.float32)}
         per_subspace = projector if self.projector == "per_subspace" else {}
         self.shapes = shapes_of(self.method.layout) | {n: t.shape for n, t in per_subspace.items()}
         self.make = Factory(0, self.shapes, projector if self.projector == "shared" else {}, given=per_subspace)
@@ -243,7 +246,7 @@ class MethodCase:
             round=self.state.round,
             subspace=self.state.assigned[pair],
             received=dict(sent),
-            brief=self.method.brief(self.state),
+            brief=trees.json_of(self.method.brief(self.state), "brief"),
             memory=memory,
             constants=constants,
             examples=EXAMPLES,
@@ -320,9 +323,14 @@ class MethodCase:
         extra = {n: np.ones(shape, np.float32) for n, shape in self.method.extra_shapes(self.state).items()}
         return Update(pair[0], self.state.assigned[pair], examples, tensors, extra)
 
+    def knowledge(self) -> tuple[dict[str, Any], Tensors]:
+        """What inference needs, as it comes to a client."""
+        values, tensors = self.method.knowledge(self.state)
+        return trees.json_of(values, "knowledge"), tensors
+
     def routed(self, features: np.ndarray) -> np.ndarray:
         """Mix for questions with these features ``(N, 2)``."""
-        values, tensors = self.method.knowledge(self.state)
+        values, tensors = self.knowledge()
         if self.method.needs_task_at_inference:
             values = {**values, "task": "task-1", "trained": {p[1]: name for p, name in self.state.assigned.items()}}
         return self.method.route(list(self.state.subspaces), (values, tensors), features)
@@ -338,7 +346,7 @@ class MethodCase:
             features=torch.zeros(len(features), 1, 1),
             identity=features,
             limit=1,
-            knowledge=self.method.knowledge(self.state),
+            knowledge=self.knowledge(),
             records=[TestRecord(str(i), ("0.png",), "What is this?", "a thing") for i in range(len(features))],
         )
         return self.method.choose(questions, self.routed(features))

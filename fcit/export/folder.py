@@ -126,10 +126,10 @@ def _free(target: Path, force: bool, run: Run) -> None:
 
 
 def _write(folder: Path, run: Run, given: Portable) -> None:
-    routing, model = given.routing, given.routing.backbone.model
+    routing = given.routing
     names = routing.subspaces
     for name in track(names, description="exporting", disable=not sys.stderr.isatty(), transient=True):
-        save_peft(folder / SUBSPACES / name, given.tensors(name), routing.adapter, model)
+        save_peft(folder / SUBSPACES / name, given.tensors(name), routing.adapter, routing.backbone)
         write_text(folder / SUBSPACES / name / "README.md", card.subspace(run, routing, name))
     format.write(folder, _portable(routing), given.known())
     write_text(folder / "README.md", card.card(run, routing))

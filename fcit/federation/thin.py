@@ -205,7 +205,7 @@ class Thin:
             vector = values
         moved = _parts(vector, shapes)
         with np.errstate(over="ignore"):  # what is not finite then is rejected as such
-            tensors = {name: order.tensors[name] + moved[name] for name in order.trained}
+            tensors = {name: np.asarray(order.tensors[name] + moved[name]) for name in order.trained}
         return replace(update, tensors=tensors | {n: t for n, t in update.tensors.items() if n not in thin})
 
     def _announced(self, size: int) -> dict[str, tuple[type, int]]:

@@ -105,7 +105,7 @@ class Group:
         else:
             self._buffer.add(tensors, weight)
         for name in sorted(set(extra) & set(tensors)):
-            self._sums[name] = self._sums.get(name, 0.0) + extra[name].astype(np.float64)
+            self._sums[name] = np.asarray(self._sums.get(name, 0.0) + extra[name].astype(np.float64))
 
     def _fold(self, tensors: Tensors, weight: int) -> None:
         if self._aggregator.summed:

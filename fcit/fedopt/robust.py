@@ -10,6 +10,7 @@ scratch files, one per tensor with a row per client, and are read in blocks of c
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,10 @@ class UpdateBuffer:
 
     def rows(self, name: str) -> np.ndarray:
         """All updates of a tensor, ``(clients, numbers)``, mapped from the file."""
-        return np.memmap(self._file(name), dtype=np.float32, mode="r").reshape(len(self), -1)
+        size = math.prod(self._shapes[name])
+        if not size:  # an empty file cannot be mapped
+            return np.empty((len(self), 0), np.float32)
+        return np.memmap(self._file(name), dtype=np.float32, mode="r", shape=(len(self), size))
 
     def blocks(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Blocks of columns ``(clients, columns)`` of a tensor, float64, at most :data:`BLOCK` numbers each."""

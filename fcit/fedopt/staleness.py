@@ -87,12 +87,16 @@ class FedBuff(Late):
     """
 
     def kept(self, trained: Tensors, base: Tensors) -> Tensors:
-        return {name: tensor - base[name] for name, tensor in trained.items()}
+        return {name: np.asarray(tensor - base[name]) for name, tensor in trained.items()}
 
     def joined(self, update: Tensors, now: Tensors, tau: Staleness, late: bool) -> Tensors:
         if not late:
             return update
-        return {n: now[n] + np.float32(self.weight(tau(n))) * t if n in now else t for n, t in update.items()}
+
+        def moved(name: str, difference: np.ndarray) -> np.ndarray:
+            return np.asarray(now[name] + np.float32(self.weight(tau(name))) * difference)
+
+        return {n: moved(n, t) if n in now else t for n, t in update.items()}
 
 
 class FedAsync(Late):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -125,7 +126,7 @@ class EWC(Method):
         if fresh is None:
             return
         before = state.memory.get("fisher", {})
-        state.memory["fisher"] = {n: self.options.decay * before.get(n, 0.0) + f for n, f in fresh.items()}
+        state.memory["fisher"] = {n: np.asarray(self.options.decay * before.get(n, 0.0) + f) for n, f in fresh.items()}
         state.memory["anchor"] = dict(self._held(state))
         state.memory["stage"] = stage
 

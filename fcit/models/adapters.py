@@ -25,7 +25,7 @@ from fcit.errors import ConfigError
 from fcit.io.trees import Tensors
 from fcit.models import hashes, ranks, spectra
 from fcit.models.backbone import Backbone
-from fcit.models.checking import check_adapted
+from fcit.models.checking import check_adapted, check_buffers
 from fcit.models.hooks import Projectors, as_factor, own_projectors, shown_inputs
 from fcit.models.layout import GATE, PROMPTS, ROUTING, A, B, Layout, is_factor, is_projector, last_block, left_out
 from fcit.models.mixing import Selection, needed, thinned
@@ -69,6 +69,8 @@ class Adapters(Routed):
         self._frozen_added, self._until_end = False, ExitStack()
         self._trained: set[str] = set()
         self._principal: dict[tuple[str, float], torch.Tensor] = {}
+        ends = (*(f".{part}" for part in backbone.family.outside()), f".{self._projector}.original_module")
+        self._vision = {name: module for name, module in self._peft.named_modules() if name.endswith(ends)}
         self._projectors = self._hook_projector()
         for layer in self._layers.values():
             layer.register_forward_hook(self._with_frozen)
@@ -133,7 +135,7 @@ class Adapters(Routed):
         for name, parameter in sorted(self._peft.named_parameters()):
             for marker in (f"{A}{adapter}.", f"{B}{adapter}."):
                 if marker in name:
-                    yield name.replace(f".{adapter}.", "."), parameter
+                    yield name.replace(marker, marker.removesuffix(f"{adapter}.")), parameter
             if f".modules_to_save.{adapter}." in name:
                 yield name.replace(f".modules_to_save.{adapter}.", "."), parameter
 
@@ -192,10 +194,16 @@ class Adapters(Routed):
         """Make the slot the active adapter, in training mode."""
         self._peft.set_adapter(SLOT)
         self._peft.train()
+        self._rest_vision()
         for _, parameter in self._named(SLOT):  # the unused LoRA of a prompt pool is not in the slot
             parameter.requires_grad_(False)
         for name, parameter in self._slot.items():
             parameter.requires_grad_(name in self._trained)
+
+    def _rest_vision(self) -> None:
+        """Frozen vision drops nothing out and counts no statistics, so that an image's features are always the same."""
+        for name, module in self._vision.items():  # what lies in another comes after it
+            module.train(self._projectors is not None and name.endswith(f".{self._projector}"))
 
     @contextmanager
     def resting(self) -> Iterator[list[nn.Parameter]]:
@@ -331,8 +339,9 @@ class Adapters(Routed):
         self._selection.forget()
 
     def _hook_projector(self) -> Projectors | None:
-        for name, module in self._peft.named_modules():
-            if name.endswith(f".{self._projector}") and hasattr(module, "original_module"):
+        for module in self._vision.values():
+            if hasattr(module, "original_module"):
+                check_buffers(module.original_module, self.adapter.projector, self.backbone.family)
                 module.float()  # as LoRA's factors: steps of a small learning rate vanish in 16 bits
                 return Projectors(module, module.original_module, lambda: self.backbone.owners)
         return None

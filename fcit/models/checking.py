@@ -200,6 +200,21 @@ def header(file: Path) -> dict[str, torch.Tensor]:
         return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in names}
 
 
+def check_buffers(projector: torch.nn.Module, policy: str, family: Any) -> None:
+    """All that a trained projector consists of is parameters: what it counts beside them would stay with one process.
+
+    Raises:
+        ConfigError: it has buffers, which peft would save and nobody sends.
+    """
+    buffers = sorted(projector.state_dict().keys() - dict(projector.named_parameters()).keys())
+    if buffers:
+        raise ConfigError(
+            f"adapter.projector: {policy!r}, but the projector of {type(family).__name__} has {buffers[0]!r}, which is "
+            "no parameter and so not trained, sent or averaged; register a constant with persistent=False, or set "
+            "adapter.projector: frozen"
+        )
+
+
 def check_adapted(names: Iterable[str], adapter: configuration.Adapter, family: Any) -> None:
     """Factors lie in the language model, and what is trained beside them is the projector as configured.
 

@@ -36,7 +36,7 @@ def save_merged(
     whole = backbone.model_copy(update={"device": "cpu", "quantization": "none"})
     model = load_model(source, whole, inspect(source, whole))
     with TemporaryDirectory(prefix="fcit-") as scratch, quiet():
-        save_peft(Path(scratch), tensors, adapter, backbone.model)
+        save_peft(Path(scratch), tensors, adapter, backbone)
         try:
             merged = PeftModel.from_pretrained(model, scratch).merge_and_unload(safe_merge=True)
         except ValueError as error:

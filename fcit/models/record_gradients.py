@@ -137,7 +137,7 @@ class ClippedSum:
 
     def add(self, gradients: Sequence[torch.Tensor]) -> None:
         """Add the gradients of some records, ``(records, *shape)`` for every parameter."""
-        squares = sum(g.double().flatten(1).square().sum(1).cpu() for g in gradients)
+        squares = sum(g.double().reshape(len(g), -1).square().sum(1).cpu() for g in gradients)
         norms = torch.as_tensor(squares).sqrt()
         finite = torch.isfinite(norms)
         shares = torch.where(finite, (self.clip / norms).clamp(max=1.0), 0.0)

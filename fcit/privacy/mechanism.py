@@ -79,7 +79,7 @@ class Mechanism:
         for name in names:
             drawn = self.noise.normal(old[name].shape, *self.owner, home, mark.hexdigest(), name)
             total = sums.get(name, 0.0) + self.multiplier * self.clip * drawn
-            mean[name] = (old[name] + total / self.clients).astype(np.float32)
+            mean[name] = np.asarray(old[name] + total / self.clients, np.float32)
         return mean
 
     def share(self, sigma: float) -> float:

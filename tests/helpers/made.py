@@ -47,7 +47,7 @@ class Made:
         write_json(self.path / "results.json", {"method": self.method.name, "subspace_names": list(self.subspaces)})
         for name, tensors in self.subspaces.items():
             folder = self.path / "adapters" / name
-            save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone.model)
+            save_subspace(folder, {**self.shared, **tensors}, self.config.adapter, self.config.backbone)
         names, policy = list(self.subspaces), self.config.adapter.projector
         routing = format.Routing(
             format=1,

@@ -310,7 +310,7 @@ def test_saved_adapter_loads_into_plain_peft(backbone, adapters, batch, three, t
     if projector:
         tensors |= {n: t + np.float32(0.01) for n, t in adapters.base_projector().items()}
     expected = slot_logits(adapters, tensors, batch)
-    save_peft(tmp_path, tensors, Adapter(), "fcit-tiny")
+    save_peft(tmp_path, tensors, Adapter(), Config())
     other = Backbone(Config())
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*")

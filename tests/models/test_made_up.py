@@ -1,5 +1,7 @@
 """A family registered by one file and one line: trained, saved, loaded by plain peft, its sizes known to doctor."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -63,11 +65,70 @@ def test_one_step_of_training_saved_and_loaded_by_plain_peft(settings, picture, 
     assert all((trained[n] != before[n]).any() for n in trained)
     assert projector_policy([trained], {}, policy) == ("frozen" if policy == "frozen" else "per_subspace")
 
-    save_subspace(tmp_path, trained, slot.adapter, settings.model)
+    save_subspace(tmp_path, trained, slot.adapter, settings)
     plain = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(settings.model), str(tmp_path))
     loaded = get_peft_model_state_dict(plain, save_embedding_layers=False)
     assert set(loaded) == set(trained)
     assert all(np.array_equal(loaded[n].numpy(), trained[n]) for n in trained)
+
+
+class Counting(torch.nn.Module):
+    """A projector that drops numbers out and counts how often it was used, beside another."""
+
+    def __init__(self, inner: torch.nn.Module, persistent: bool) -> None:
+        super().__init__()
+        self.inner, self.out = inner, torch.nn.Dropout(0.5)
+        self.register_buffer("steps", torch.zeros(()), persistent=persistent)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+        return self.out(self.inner(features))
+
+
+def with_counting(settings, persistent: bool) -> Backbone:
+    """A model with such a projector, and dropout in its tower."""
+    backbone = Backbone(settings)
+    backbone.family.base.model.bridge = Counting(backbone.family.base.model.bridge, persistent)
+    backbone.family.base.model.eye.embeddings.register_forward_hook(
+        lambda module, inputs, output: torch.nn.functional.dropout(output, 0.5, module.training)
+    )
+    backbone.family.base.eval()
+    return backbone
+
+
+def test_what_is_frozen_of_vision_does_not_train(settings, picture):
+    """Its features are those outside of training, and it counts nothing."""
+    backbone = with_counting(settings, persistent=True)
+    slot = Adapters(backbone, Adapter(dropout=0, projector="frozen"))
+    example, features = backbone.encode("How many?", "3", "0.png"), backbone.vision_features(picture, ["0.png"])
+    quiet = backbone.loss([example], features).item()
+    with slot.training():
+        assert torch.equal(backbone.vision_features(picture, ["0.png"]), features)
+        assert backbone.loss([example], features).item() == pytest.approx(quiet, abs=1e-6)
+        with slot.resting():
+            pass
+        assert torch.equal(backbone.vision_features(picture, ["0.png"]), features)
+    assert not backbone.family.base.model.bridge.steps
+
+
+def test_a_projector_that_is_trained_is_in_training_mode_alone(settings, picture):
+    backbone = with_counting(settings, persistent=False)
+    slot = Adapters(backbone, Adapter(dropout=0, projector="shared"))
+    example, features = backbone.encode("How many?", "3", "0.png"), backbone.vision_features(picture, ["0.png"])
+    with slot.training():
+        assert torch.equal(backbone.vision_features(picture, ["0.png"]), features)
+        losses = {backbone.loss([example], features).item() for _ in range(5)}
+        wrapper = next(module for module in backbone.model.modules() if hasattr(module, "original_module"))
+        assert not wrapper.original_module.training
+    assert len(losses) > 1
+    assert wrapper.modules_to_save["slot"].steps == 5
+
+
+def test_a_trained_projector_that_counts_is_refused(settings):
+    backbone = with_counting(settings, persistent=True)
+    with pytest.raises(ConfigError, match=r"adapter\.projector: 'shared', but the projector of MadeUp has 'steps'"):
+        Adapters(backbone, Adapter(projector="shared"))
 
 
 def test_doctor_knows_its_sizes(settings):
@@ -110,4 +171,17 @@ def test_a_projector_of_no_registered_family_is_not_saved(settings, tmp_path, mo
     monkeypatch.delitem(registry.MODELS, "made_up")
     tensors = {"base_model.model.model.bridge.linear_1.weight": np.zeros((2, 2), np.float32)}
     with pytest.raises(ValueError, match="projector of no registered family"):
-        save_subspace(tmp_path, tensors, Adapter(), settings.model)
+        save_subspace(tmp_path, tensors, Adapter(), settings)
+
+
+def test_a_family_of_ones_own_saves_its_projector_under_the_name_it_has(settings, tmp_path, monkeypatch):
+    monkeypatch.delitem(registry.MODELS, "made_up")
+    file = tmp_path / "mine.py"
+    file.write_text("from tests.models.made_up import MadeUp as Mine\n")
+    own = settings.model_copy(update={"family": f"{file}:Mine"})
+    tensors = {"base_model.model.model.bridge.linear_1.weight": np.zeros((2, 2), np.float32)}
+    save_subspace(tmp_path / "saved", tensors, Adapter(), own)
+    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["modules_to_save"] == ["bridge"]
+    other = {"base_model.model.model.another.linear_1.weight": np.zeros((2, 2), np.float32)}
+    with pytest.raises(ValueError, match="in the projector of another family than"):
+        save_subspace(tmp_path / "other", other, Adapter(), own)

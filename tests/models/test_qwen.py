@@ -139,7 +139,7 @@ def test_trained_saved_and_loaded_again_by_peft_alone(folder, batch, images, tmp
     adapters.load_mixture([trained], {n: t for n, t in trained.items() if is_projector(n)})
     with adapters.mixed(np.ones((3, 1), np.float32)):
         found, texts = logits(backbone, batch), backbone.generate(batch[0], batch[1], 4)
-    save_peft(tmp_path, trained, Adapter(), folder)
+    save_peft(tmp_path, trained, Adapter(), backbone.config)
     model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(folder), tmp_path)
     with torch.no_grad():
         again = [

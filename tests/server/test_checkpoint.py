@@ -37,6 +37,16 @@ def state() -> ServerState:
     )
 
 
+@pytest.mark.parametrize("left", [np.ones(2), np.float32(1), [1.0]])
+def test_a_state_that_clients_could_not_train_is_refused(tmp_path, left):
+    """What a method's own arithmetic left: numpy makes float64 of it easily."""
+    state = ServerState(subspaces={"0": {"a": np.ones(2, np.float32), "b": left}})
+    with pytest.raises(
+        RunError, match=r"^0/b is (float64|float32|list) after aggregate or end_stage, not a float32 array"
+    ):
+        checkpoint.save(RunDir(tmp_path), state, Progress())
+
+
 def test_round_trip(run, state):
     progress = Progress(
         stage=2,
