@@ -55,6 +55,12 @@ def require(condition: object, message: str) -> None:
         raise AssertionError(message)
 
 
+def require_float32(hook: str, arrays: Mapping[str, Any]) -> None:
+    """Raise :class:`AssertionError` unless all are arrays of float32."""
+    wrong = [n for n, t in arrays.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
+    require(not wrong, f"{hook} must give float32 arrays; {wrong} are not")
+
+
 def first_failure(
     test: Callable[[Any], None], make: Callable[[dict[str, Any]], Any], cases: Iterable[dict[str, Any]]
 ) -> tuple[str, str | None]:
@@ -231,9 +237,9 @@ class MethodCase:
     def session(self, pair: Pair, memory: dict[str, Any], last_round: bool = False) -> Session:
         """A client's training of the toy tensors."""
         sent, constants = self.method.broadcast(self.state, pair), self.method.constants(self.state)
-        for hook, arrays in (("broadcast", sent), *((f"constants[{n!r}]", c) for n, c in constants.items())):
-            wrong = [n for n, t in arrays.items() if not isinstance(t, np.ndarray) or t.dtype != np.float32]
-            require(not wrong, f"{hook} must give float32 arrays; {wrong} are not")
+        require_float32("broadcast", sent)
+        for name, arrays in constants.items():
+            require_float32(f"constants[{name!r}]", arrays)
         require(not any("/" in n for n in constants), "names of constants must not hold '/'")
         held = {n: cut(n, t, self.rank) for n, t in self.held(pair).items()} if self.rank else self.held(pair)
         toy = Toy({n: torch.nn.Parameter(torch.from_numpy(t.copy())) for n, t in held.items()})
@@ -265,7 +271,14 @@ class MethodCase:
         return session
 
     def save(self) -> None:
-        """Save the server's memory and read it, as a checkpoint after every round does."""
+        """Save the server's memory and read it, as a checkpoint after every round does.
+
+        A run that is not resumed goes on with what was saved, not with what is read.
+        """
+        for name, arrays in self.method.constants(self.state).items():
+            require_float32(f"constants[{name!r}]", arrays)
+        for home, tensors in {**self.state.subspaces, "shared": self.state.shared}.items():
+            require_float32(f"aggregate or end_stage, of {home!r},", tensors)
         plain, tensors = trees.flatten(self.state.memory)
         self.state.memory = trees.restore(plain, tensors)
 

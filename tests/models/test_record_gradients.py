@@ -159,6 +159,14 @@ def test_one_norm_over_all_tensors():
     assert summed.sums[0].dtype == torch.float64
 
 
+def test_a_parameter_without_dimensions_is_clipped_with_the_others():
+    """Norms 5 and 0.3 of two records; C = 1."""
+    summed = ClippedSum([nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(1))], 1.0)
+    summed.add([torch.tensor([3.0, 0.3]), torch.tensor([[4.0], [0.0]])])
+    assert summed.sums[0].item() == pytest.approx(0.6 + 0.3)
+    assert summed.sums[1].tolist() == [pytest.approx(0.8)]
+
+
 def test_one_record_more_moves_the_sum_by_at_most_the_norm():
     rng = torch.Generator().manual_seed(0)
     for scale in (1e-3, 1.0, 1e6):
