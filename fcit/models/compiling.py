@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fcit.models.memory import is_out_of_memory
+
 #: Tokens of a row are a multiple of this in compiled training: for lengths up to 2048 at most 32 shapes.
 MULTIPLE = 64
 #: The same for prompts: kernels of products and of attention read rows in such parts.
@@ -27,6 +29,11 @@ ALIGNED = 8
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+
+
+def of_a_compiler(error: BaseException) -> bool:
+    """Whether an error says that something could not be compiled."""
+    return any(kind.__module__.startswith(_COMPILERS) for kind in type(error).__mro__)
 
 
 def with_own_cache(number: int, arguments: dict[str, Any]) -> dict[str, Any] | None:
@@ -89,7 +96,9 @@ class CompiledLayers:
         if self.failed:
             yield
             return
-        dynamic = None if answering else False  # None: static for the first shape, and any from the next one on
+        from torch.fx.experimental import _config as symbolic_shapes
+
+        dynamic = answering  # for any shape from the first one on, or for every shape alone
         if answering not in self._compiled:
             self._compiled[answering] = [
                 torch.compile(layer.forward, dynamic=dynamic, backend=self.backend) for layer in self.layers
@@ -100,11 +109,15 @@ class CompiledLayers:
             layer.forward = partial(self._forward, number, layer.forward, compiled)
         self._answering, self._installed = answering, True
         try:
-            with torch._dynamo.config.patch(
-                cache_size_limit=_MOST,
-                accumulated_cache_size_limit=2 * _MOST,
-                # What hooks read of a batch has any number of rows, though they are reached through modules.
-                force_nn_module_property_static_shapes=not answering,
+            with (
+                torch._dynamo.config.patch(
+                    cache_size_limit=_MOST,
+                    accumulated_cache_size_limit=2 * _MOST,
+                    # What hooks read of a batch has any number of rows, though they are reached through modules.
+                    force_nn_module_property_static_shapes=not answering,
+                ),
+                # As many rows as there are slots by chance are no other shape.
+                symbolic_shapes.patch(use_duck_shape=not answering),  # type: ignore[attr-defined]
             ):
                 yield
         finally:
@@ -154,10 +167,15 @@ class CompiledLayers:
         """Go on without compilation if it is the compiler that failed; returns whether it is.
 
         The caller then computes the whole batch again; in training its rows were padded, and dropout has been drawn.
+
+        Raises:
+            OutOfMemoryError: memory ran out while something was compiled: a smaller batch may do.
         """
-        modules = [kind.__module__ for kind in type(error).__mro__]
-        if not self._installed or self.failed or not any(m.startswith(_COMPILERS) for m in modules):
+        if not self._installed or self.failed or not of_a_compiler(error):
             return False
+        inner = getattr(error, "inner_exception", None)
+        if isinstance(inner, BaseException) and is_out_of_memory(inner):
+            raise torch.OutOfMemoryError(str(inner)) from error
         self._running, self.failed = False, True
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         logging.getLogger(__name__).warning(

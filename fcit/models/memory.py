@@ -7,7 +7,13 @@ import gc
 import torch
 
 #: Text in a RuntimeError of torch that is not one of its out-of-memory errors.
-_NO_MEMORY = ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "cuda error: out of memory",
+    "cuda driver error: out of memory",  # while a compiled kernel is loaded
+    "triton error [cuda]: out of memory",
+    "cublas_status_alloc_failed",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fcit import registry
 from fcit.models import backbone as backbones
 from fcit.models.compiling import ALIGNED, CompiledLayers, with_own_cache
 from fcit.models.decoding.answering import Answering
+from fcit.models.decoding.greedy import Greedy
 from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS, KeyValues
 from fcit.runs.create import create
 from tests.helpers.compiling import Compiler
@@ -45,19 +47,50 @@ def asked(tmp_path):
 
 @pytest.mark.thorough
 def test_prompts_and_steps_are_compiled_for_any_number_of_rows_and_all_layers(asked):
-    """Once for the first shape, and once more for any other; what is written stays in place."""
-    compiler, graphs = Compiler(), []
+    """Once each; what is written stays in place."""
+    compiler = Compiler()
     for count in (7, 3, 6, 5):
         wanted = asked(count)
         assert asked(count, compiler) == wanted
-        graphs.append(len(compiler.graphs))
+        assert len(compiler.graphs) == 2
     assert len(asked.backbone.layers.layers) > 1
-    assert graphs[0] == 2
-    assert graphs[1:] == [graphs[1]] * 3
     assert asked.backbone.layers.shapes == {"prompts", "steps"}
     operators = {str(node.target) for graph in compiler.graphs for node in graph.graph.nodes}
     assert {"fcit.keep_prompt.default", "fcit.keep_token.default"} <= operators
     assert "index_copy_" not in operators
+
+
+class Captured:
+    """A step as CUDA graphs run it: by itself the first time, then recorded, when nothing can be compiled."""
+
+    compiler: Compiler
+    late: ClassVar[list[int]] = []
+
+    def __init__(self, step) -> None:
+        self.step, self.calls = step, 0
+
+    def __call__(self) -> None:
+        before = len(self.compiler.graphs)
+        self.step()
+        self.calls += 1
+        if self.calls > 1:
+            self.late.append(len(self.compiler.graphs) - before)
+
+
+@pytest.mark.thorough
+def test_rows_and_slots_as_on_a_gpu_take_no_more_compilations_and_none_while_a_step_is_captured(asked):
+    """Rows come in buckets and slots in stretches there, and addresses stay."""
+    Captured.compiler = compiler = Compiler()
+    Captured.late = []
+    answering = asked.backbone.answering
+    answering.greedy = Greedy(asked.backbone.family.language, answering.rows, Captured, lambda rows, length: 1e12)
+    for new in (6, 3):
+        for count in (16, 7, 12, 3):
+            wanted = asked(count, new=new)
+            assert asked(count, compiler, new=new) == wanted
+    assert len(compiler.graphs) == 2
+    assert Captured.late
+    assert not any(Captured.late)
 
 
 def unable(graph, inputs):
@@ -72,6 +105,18 @@ def test_where_nothing_can_be_compiled_answers_go_on(asked, caplog):
     said = [r.message.partition(" (")[0] for r in caplog.records if r.name == "fcit.models.compiling"]
     assert said == ["evaluation.compile: the decoder layers cannot be compiled here and run as they are"]
     assert not any("forward" in vars(layer) for layer in asked.backbone.layers.layers)
+
+
+def full(graph, inputs):
+    raise RuntimeError("CUDA driver error: out of memory")
+
+
+def test_memory_that_runs_out_while_layers_are_compiled_is_no_failure_of_the_compiler(asked):
+    """A smaller batch may do, so what halves batches is told."""
+    asked(3)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA driver error"):
+        asked(3, full)
+    assert not asked.backbone.layers.failed
 
 
 def test_a_layer_gets_its_own_keys_and_values():

@@ -74,6 +74,11 @@ class Decoding:
             row |= {"tokens_equal": float(same.mean()), "first_equal": float(same[:, 0].mean())}
             row["next_equal"] = next_equal(tokens, self.answers[key])
 
+    def captures(self) -> int:
+        """How many steps the decoder at hand has captured as CUDA graphs."""
+        greedy = self.backbone.answering.greedy
+        return greedy.capture.captured if greedy is not None and isinstance(greedy.capture, CudaGraphs) else 0
+
     def captured(self, row: Row, tokens: np.ndarray, ask: Ask) -> None:
         """How many steps were captured as CUDA graphs, and how many of their tokens steps that are not say, too."""
         answering = self.backbone.answering
@@ -145,6 +150,7 @@ def _variant(
         examples, features = gpu.records(decoding.backbone, decoding.size, batch, answered=False)
         answering, layers = decoding.backbone.answering, decoding.backbone.layers
         layers.begin()
+        before = decoding.captures()
         ways = answering.compiled() if compiled else nullcontext()
         with decoding.mixed(batch, count, one_task, negligible), answering.by(decoder), ways:
 
@@ -154,11 +160,14 @@ def _variant(
             tokens = timed(row, decoding.new, ask)
             if captured:
                 decoding.captured(row, tokens, ask)
+            if compiled:
+                row["captured_more"] = decoding.captures() - before
         key = count, one_task, batch
         if compiled:
             row |= {"ran_compiled": layers.used, "compile_failed": layers.failed}
             if key in decoding.uncompiled:
                 row["uncompiled_equal"] = next_equal(tokens, decoding.uncompiled[key])
+                row["uncompiled_first_equal"] = float((tokens == decoding.uncompiled[key])[:, 0].mean())
         elif as_backbone:
             decoding.uncompiled[key] = tokens
         if decoder == "transformers":
@@ -168,7 +177,7 @@ def _variant(
         answering.release()
         release()
 
-    return Variant(name, means, work, limit)
+    return Variant(name, means, work, limit, needs=45.0 if compiled else 10.0)
 
 
 def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decoding]:
@@ -192,7 +201,7 @@ def _uneven(name: str, means: str, batch: int, by_length: bool) -> Variant[Decod
         row["seconds_16_new"] = seconds(lambda: answered(16)) / UNEVEN
         backbone.answering.release()
 
-    return Variant(name, means, work)
+    return Variant(name, means, work, needs=10.0)
 
 
 def _static_cache(batch: int) -> Variant[Decoding]:
@@ -251,7 +260,7 @@ def variants(size: str) -> list[Variant[Decoding]]:
     compiled = f"{static}, {low}, evaluation.compile: on"
     rows += [
         _variant(compiled_name(count), compiled, count, as_backbone=True, compiled=True, limit=90.0)
-        for count in ((some, most) if size == "7b" else (most,))  # a C++ compiler takes half a minute
+        for count in ((most, some) if size == "7b" else (most,))  # a C++ compiler takes half a minute
     ]
     for count in (1, 8, 32):
         what = f"{count} subspace{'s' if count > 1 else ''}"

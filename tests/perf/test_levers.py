@@ -131,6 +131,13 @@ def test_a_variant_ends_at_its_limit():
         pass
 
 
+def test_a_variant_that_the_end_of_all_cuts_off_is_no_failure():
+    report: dict[str, Any] = {"rows": []}
+    run([variant(lambda bench, row: time.sleep(60), limit=30.0, needs=0.5)], None, report, None, 1.0)
+    assert report["rows"][0]["skipped"].endswith("s left, more needed")
+    assert "error" not in report["rows"][0]
+
+
 @pytest.mark.parametrize("what", levers.LEVERS)
 def test_tables_of_results_are_the_recorded_figures(what):
     _, _, columns = levers.LEVERS[what]

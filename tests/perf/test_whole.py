@@ -73,16 +73,22 @@ def test_our_decoder_is_held_against_transformers(row, cuda, failing):
 
 
 @pytest.mark.parametrize(
-    ("row", "holds"),
+    ("row", "failing"),
     [
-        ({"ran_compiled": True, "compile_failed": False, "uncompiled_equal": 0.85}, [True, True, True]),
-        ({"ran_compiled": False, "compile_failed": True, "uncompiled_equal": 0.2}, [False, False, False]),
-        ({"ran_compiled": True, "compile_failed": False}, [True, True, False]),
+        ({}, []),
+        ({"breaks": None}, []),  # another variant has compiled all there is
+        ({"ran_compiled": False, "compile_failed": True}, ["compilation failed", "layers ran compiled"]),
+        ({"breaks": 1}, ["graph breaks"]),
+        ({"uncompiled_first_equal": 0.2}, ["first tokens equal to uncompiled ones"]),
+        ({"uncompiled_equal": 0.2}, ["next tokens equal to uncompiled ones"]),
+        ({"captured_more": 0}, ["steps captured"]),
     ],
 )
-def test_compiled_answers_are_held_against_uncompiled_ones(row, holds):
-    checks = whole.answering_checks({answering_levers.compiled_name(64): row}, "7b", cuda=True)
-    assert [check.holds for check in checks] == holds
+def test_compiled_answers_are_held_against_uncompiled_ones(row, failing):
+    good = {"ran_compiled": True, "compile_failed": False, "uncompiled_equal": 0.85, "uncompiled_first_equal": 0.9}
+    name = answering_levers.compiled_name(64)
+    checks = whole.answering_checks({name: {**good, "captured_more": 3, "breaks": 0, **row}}, "7b", cuda=True)
+    assert [check.name.removeprefix(f"{name}: ") for check in checks if not check.holds] == failing
 
 
 def test_tokens_are_compared_up_to_the_first_difference():

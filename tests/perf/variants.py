@@ -81,8 +81,8 @@ def run(
 ) -> None:
     """Measure variants within a time; every one leaves a row in ``report["rows"]``, and the file is always current.
 
-    A row without figures says why: ``skipped`` (too little time left) or ``error`` (its exception, its limit, or that
-    it did not finish, which stays if the process is killed in it).
+    A row without all its figures says why: ``skipped`` (too little time left, at its start or in it) or ``error`` (its
+    exception, its limit, or that it did not finish, which stays if the process is killed in it).
     """
     end = time.perf_counter() + seconds
     for variant in variants:
@@ -94,22 +94,27 @@ def run(
         else:
             row["error"] = "not finished"
             _save(report, file)
-            _measure(variant, bench, row, min(variant.limit, left))
+            _measure(variant, bench, row, left)
         _save(report, file)
         print(json.dumps({k: v for k, v in row.items() if k != "means"}), flush=True)
         with suppress(RuntimeError):  # of a GPU that an error has left unusable: the rows to come say so
             release()
 
 
-def _measure(variant: Variant[Bench], bench: Bench, row: Row, seconds: float) -> None:
+def _measure(variant: Variant[Bench], bench: Bench, row: Row, left: float) -> None:
     counters.clear()
     begin = time.perf_counter()
     try:
         reset_peak()
-        with limited(seconds):
+        with limited(min(variant.limit, left)):
             variant.work(bench, row)
         del row["error"]
-    except (TimeLimit, Exception) as error:  # noqa: BLE001  (what comes after it is measured all the same)
+    except TimeLimit as error:
+        row["error"] = failure(error)
+        if left < variant.limit:  # the time of all was over, which says nothing of this one
+            del row["error"]
+            row["skipped"] = f"{left:.0f} s left, more needed"
+    except Exception as error:  # noqa: BLE001  (what comes after it is measured all the same)
         row["error"] = failure(error)
     row["total_seconds"] = time.perf_counter() - begin
     if torch.cuda.is_available():

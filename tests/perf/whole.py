@@ -116,9 +116,14 @@ def answering_checks(rows: Mapping[str, Row], size: str, cuda: bool) -> Iterator
     for batch, following in zip(BATCHES[size], NEXT[size], strict=True):
         name = compiled_name(batch)
         if name in rows:
-            yield from compilation_checks(name, rows[name])
-            equal = rows[name].get("uncompiled_equal", 0.0)
-            yield Check(f"{name}: next tokens equal to uncompiled ones", equal, COMPILED[size], at_least=True)
+            row = rows[name]
+            yield from compilation_checks(name, row)
+            yield Check(f"{name}: graph breaks", row.get("breaks") or 0, 0)
+            for what, key in (("first", "uncompiled_first_equal"), ("next", "uncompiled_equal")):
+                equal = row.get(key, 0.0)
+                yield Check(f"{name}: {what} tokens equal to uncompiled ones", equal, COMPILED[size], at_least=True)
+            if cuda:
+                yield Check(f"{name}: steps captured", row["captured_more"], 1, at_least=True)
         name = static_name(batch)
         row = rows.get(name)
         if row is None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from peft import PeftModel
 
 from fcit.config.kinds import Compile, Decoder
 from fcit.errors import ConfigError
@@ -120,7 +121,7 @@ class Answering:
             )
             return answers.tolist()
         prompts = embeds, mask, backbone.family.positions(mask, pictured, **sized)
-        signature = self.signature if backbone.device.type == "cuda" else None
+        signature = None if greedy.capture is None else self.signature
         head = backbone.family.base.get_output_embeddings()
         try:
             return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
@@ -175,8 +176,9 @@ class Answering:
         tensors = [*language.parameters(), *language.buffers(), *head.parameters()]
         tensors += [tensor for named in self.beside.values() for tensor in named.values()]
         places = tuple((t.data_ptr(), t.shape, t.dtype) for t in tensors)
-        compiled = self._backbone.layers.runs
-        return tuple(getattr(self._backbone.model, "active_adapters", ())), language.training, compiled, places
+        model, compiled = self._backbone.model, self._backbone.layers.runs
+        active = tuple(model.active_adapters) if isinstance(model, PeftModel) else ()
+        return active, language.training, compiled, places
 
     def at_once(self, prompt: int, new: int, on_cpu: int, workers: int) -> int:
         """How many questions of ``prompt`` tokens, with answers of ``new``, fit into a GPU's free memory.

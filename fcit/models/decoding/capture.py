@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import cuda
 
+from fcit.models.compiling import of_a_compiler
+
 Step = Callable[[], None]
 #: Makes a step that works on fixed addresses into one that is faster from the second or third time on.
 Capture = Callable[[Step], Step]
@@ -49,6 +51,7 @@ class CudaGraphs:
 
         Raises:
             OutOfMemoryError: steps are captured again when they are run next.
+            TorchDynamoException: layers could not be compiled.
         """
         graph, main = cuda.CUDAGraph(), cuda.current_stream()
         if not self._recorded:  # memory whose graphs are all gone goes back, and cannot be captured into again
@@ -61,7 +64,7 @@ class CudaGraphs:
             cuda.set_stream(main)  # torch leaves the stream of a capture current if its end fails
             cuda.synchronize()
             self._recorded.clear()
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, RuntimeError) or of_a_compiler(error):
                 raise
             full = next((e for e in (error, error.__context__) if isinstance(e, cuda.OutOfMemoryError)), None)
             if full is not None:  # the end of such a capture may fail in its turn
