@@ -95,6 +95,8 @@ def pack(
 
 
 def _kind(name: str, tensor: np.ndarray, wire: str, learnt: Callable[[str], bool]) -> str:
+    if not isinstance(tensor, np.ndarray | np.generic):
+        raise CodecError(f"tensor {name!r}: a {type(tensor).__name__} cannot be sent, numpy's arrays can")
     kind = str(tensor.dtype.name)
     if kind not in TYPES:
         raise CodecError(f"tensor {name!r}: {kind} cannot be sent (allowed: {', '.join(TYPES)})")

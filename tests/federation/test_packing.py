@@ -70,6 +70,12 @@ def test_pieces_are_of_bounded_size(monkeypatch):
     assert {n: t.tolist() for n, t in unpack(layout, pieces).items()} == {n: t.tolist() for n, t in tensors.items()}
 
 
+@pytest.mark.parametrize("value", [0.5, [1.0], None])
+def test_what_is_no_array_is_named(value):
+    with pytest.raises(CodecError, match=f"tensor 'a': a {type(value).__name__} cannot be sent"):
+        packed({"a": value})
+
+
 def test_what_cannot_be_sent_is_named():
     with pytest.raises(CodecError, match=r"tensor 'a': object cannot be sent \(allowed: bool, int8"):
         pack([{"a": np.array([{}], dtype=object)}], "float32")
