@@ -167,15 +167,10 @@ class CompiledLayers:
         """Go on without compilation if it is the compiler that failed; returns whether it is.
 
         The caller then computes the whole batch again; in training its rows were padded, and dropout has been drawn.
-
-        Raises:
-            OutOfMemoryError: memory ran out while something was compiled: a smaller batch may do.
+        Memory that ran out while something was compiled is no failure of the compiler: a smaller batch may do.
         """
-        if not self._installed or self.failed or not of_a_compiler(error):
+        if not self._installed or self.failed or not of_a_compiler(error) or is_out_of_memory(error):
             return False
-        inner = getattr(error, "inner_exception", None)
-        if isinstance(inner, BaseException) and is_out_of_memory(inner):
-            raise torch.OutOfMemoryError(str(inner)) from error
         self._running, self.failed = False, True
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         logging.getLogger(__name__).warning(

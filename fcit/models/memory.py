@@ -17,7 +17,10 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory, of a GPU or of the machine, ran out."""
+    """Whether an error means that memory, of a GPU or of the machine, ran out, also while something was compiled."""
+    inner = getattr(error, "inner_exception", None)  # what a compiler of torch's stopped at
+    if isinstance(inner, BaseException) and is_out_of_memory(inner):
+        return True
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 import yaml
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
 
 from fcit import config as configuration
@@ -16,6 +17,7 @@ from fcit.models.compiling import ALIGNED, CompiledLayers, with_own_cache
 from fcit.models.decoding.answering import Answering
 from fcit.models.decoding.greedy import Greedy
 from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS, KeyValues
+from fcit.models.memory import is_out_of_memory
 from fcit.runs.create import create
 from tests.helpers.compiling import Compiler
 from tests.helpers.runs import BACKBONE, SMALL, bits
@@ -114,8 +116,9 @@ def full(graph, inputs):
 def test_memory_that_runs_out_while_layers_are_compiled_is_no_failure_of_the_compiler(asked):
     """A smaller batch may do, so what halves batches is told."""
     asked(3)
-    with pytest.raises(torch.OutOfMemoryError, match="CUDA driver error"):
+    with pytest.raises(BackendCompilerFailed) as raised:
         asked(3, full)
+    assert is_out_of_memory(raised.value)
     assert not asked.backbone.layers.failed
 
 
