@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn import functional
 
 from clients.worker.micro_batches import MicroBatches, OutOfMemory, backward
@@ -18,6 +20,7 @@ from fcit.errors import FCITError
 from fcit.io.cache import Bounded
 from fcit.methods.base import Session
 from fcit.models.backbone import Backbone
+from fcit.models.compiling import CompiledLayers
 from fcit.models.features import Pictures
 from tests.helpers.runs import SMALL
 
@@ -263,3 +266,12 @@ def test_a_cache_forgets_what_was_not_used_for_longest():
     get("a", 4)
     assert made[-1] == "a"
     assert cache.held == 4
+
+
+def test_memory_that_runs_out_in_a_compiler_halves_and_compiles_on():
+    layers = CompiledLayers([nn.Linear(1, 1)], backend="eager")
+    micro = MicroBatches("auto", 8, layers)
+    error = BackendCompilerFailed(print, RuntimeError("CUDA driver error: out of memory"), None)
+    with layers.installed():
+        assert micro._changed(8, error)
+    assert (micro.size, layers.failed) == (4, False)
