@@ -60,8 +60,10 @@ def parted(name: str) -> tuple[str, bool]:
     return path, path != name
 
 
-def pad_left(examples: Sequence[Encoded], pad: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pad on the left, as generation and training both do here, to a length that is a multiple of ``multiple``.
+def padded(
+    examples: Sequence[Encoded], pad: int, multiple: int = 1, last: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of one length, a multiple of ``multiple``: padding comes first, or last.
 
     Returns:
         ids, attention mask and labels, each ``(B, L)`` int64; labels are IGNORE outside the answers.
@@ -71,9 +73,9 @@ def pad_left(examples: Sequence[Encoded], pad: int, multiple: int = 1) -> tuple[
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORE)
     for row, e in enumerate(examples):
-        offset = length - len(e.tokens)
-        ids[row, offset:] = e.tokens
-        mask[row, offset:] = 1
+        offset = 0 if last else length - len(e.tokens)
+        ids[row, offset : offset + len(e.tokens)] = e.tokens
+        mask[row, offset : offset + len(e.tokens)] = 1
         for start, end in e.answers:
             labels[row, offset + start : offset + end] = e.tokens[start:end]
     return ids, mask, labels

@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fcit.config import Training
-from fcit.data.collate import Encoded, pad_left
+from fcit.data.collate import Encoded, padded
 from fcit.errors import FCITError
 
 #: Families whose model takes images as pixels and nothing else beside tokens.
@@ -89,7 +89,7 @@ class Task:
 def collated(rows: list[Any], dataset: Rows, pad: int) -> dict[str, torch.Tensor]:
     """A batch as the model's ``forward`` takes it, see :class:`Task`; of rows, or of what names their places."""
     rows = [dataset[row["place"]] if isinstance(row, dict) else row for row in rows]
-    ids, mask, labels = map(torch.from_numpy, pad_left([example for example, _ in rows], pad))
+    ids, mask, labels = map(torch.from_numpy, padded([example for example, _ in rows], pad))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
     images = [image for _, pictures in rows for image in pictures]

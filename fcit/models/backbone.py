@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fcit import config as configuration
 from fcit.config.kinds import Way
-from fcit.data.collate import IGNORE, Encoded, pad_left
+from fcit.data.collate import IGNORE, Encoded, padded
 from fcit.data.images.sizes import ImageSizes
 from fcit.data.records import Record, TestRecord, Turn
 from fcit.errors import DataError
@@ -41,34 +41,54 @@ Prefix = torch.Tensor | Sequence[torch.Tensor]
 
 
 def _insert(
-    prefix: Prefix, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+    prefix: Prefix, embeds: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, last: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Soft prompts between the first token of each left-padded row and the rest; rows with fewer get more padding."""
+    """Soft prompts between the first token of each row and the rest; rows with fewer get more padding.
+
+    Args:
+        last: padding comes last, else first.
+    """
     given = prefix if isinstance(prefix, torch.Tensor) else pad_sequence(list(prefix), batch_first=True)
     rows, length, extra = *embeds.shape[:2], given.shape[1]
     each = torch.tensor([[len(prompts)] for prompts in prefix], device=embeds.device)
-    first = (mask == 0).sum(dim=1, keepdim=True) + extra - each  # where each row's first token comes to stand
+    tokens = mask.sum(dim=1, keepdim=True)
+    old = torch.zeros_like(tokens) if last else length - tokens  # where each row's first token stands,
+    first = old if last else old + extra - each  # and where it comes to stand
     place = torch.arange(length + extra, device=embeds.device).expand(rows, -1)
     inside = (place > first) & (place <= first + each)
     # Sources: 0 .. length-1 are the row's own tokens, length .. length+extra-1 the prompts.
-    own = torch.where(place <= first, place - extra + each, place - extra).clamp(min=0)
+    own = (torch.where(place <= first, place, place - each) - first + old).clamp(0, length - 1)
     source = torch.where(inside, length + place - first - 1, own)
     wide = source[..., None].expand(-1, -1, embeds.shape[-1])
     joined = torch.cat([embeds, given.to(embeds.dtype)], dim=1).gather(1, wide)
     new_labels = torch.cat([labels, labels.new_full((rows, extra), IGNORE)], dim=1).gather(1, source)
-    return joined, (place >= first).to(mask.dtype), new_labels.masked_fill(place < first, IGNORE)
+    there = (place >= first) & (place < first + each + tokens)
+    return joined, there.to(mask.dtype), new_labels.masked_fill(~there, IGNORE)
 
 
 def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
-    """Positions whose logits are needed: a number of last ones or, with several turns, a list.
+    """Positions whose logits are needed if padding comes first: a number of last ones or, with several turns, a list.
 
     The list ``(P,)`` counts from the end, -1 being the last; each position precedes a token that some row learns.
     """
     starts = [len(e.tokens) - start for e in examples for start, _ in e.answers]
     if all(len(e.answers) == 1 and e.answers[0][1] == len(e.tokens) for e in examples):
         return max(starts) + 1
-    learnt = {p - len(e.tokens) for e in examples for start, end in e.answers for p in range(start, end)}
-    return np.array(sorted(learnt), dtype=np.int64) - 1
+    return _before(learnt - len(e.tokens) for e in examples for learnt in _learnt(e))
+
+
+def _kept_of(examples: Sequence[Encoded], prefix: Prefix | None) -> np.ndarray:
+    """The same positions if padding comes last: from the beginning of a row, soft prompts included."""
+    extra = [0] * len(examples) if prefix is None else [len(prompts) for prompts in prefix]
+    return _before(learnt + more for e, more in zip(examples, extra, strict=True) for learnt in _learnt(e))
+
+
+def _learnt(example: Encoded) -> Iterator[int]:
+    return (place for start, end in example.answers for place in range(start, end))
+
+
+def _before(places: Iterable[int]) -> np.ndarray:
+    return np.array(sorted(set(places)), dtype=np.int64) - 1
 
 
 class Backbone:
@@ -201,11 +221,12 @@ class Backbone:
 
     # ------------------------------------------------------------------ language
 
-    def _inputs(self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None) -> dict[str, Any]:
-        ids, mask, labels = (
-            torch.from_numpy(x).to(self.device)
-            for x in pad_left(examples, self.tokenizer.pad_token_id, self.layers.multiple)
-        )
+    def _inputs(
+        self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None, last: bool = False
+    ) -> dict[str, Any]:
+        """What the model gets; ``last``: padding comes last."""
+        pad, multiple = self.tokenizer.pad_token_id, self.layers.multiple
+        ids, mask, labels = (torch.from_numpy(x).to(self.device) for x in padded(examples, pad, multiple, last))
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
         if int(pictured.sum()) != self._words(features):
@@ -219,8 +240,8 @@ class Backbone:
             embeds = embeds + 0.0 * self._projected(self.vision.blank([""]), None).mean().to(embeds)
         if prefix is not None:
             words = [prompts.new_zeros(len(prompts), 1) for prompts in prefix]
-            pictured = _insert(words, pictured[..., None].to(embeds.dtype), mask, labels)[0][..., 0] > 0
-            embeds, mask, labels = _insert(prefix, embeds, mask, labels)
+            pictured = _insert(words, pictured[..., None].to(embeds.dtype), mask, labels, last)[0][..., 0] > 0
+            embeds, mask, labels = _insert(prefix, embeds, mask, labels, last)
             pictured &= mask > 0
         return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "pictured": pictured}
 
@@ -252,7 +273,7 @@ class Backbone:
         return self.family
 
     def places(self, mask: torch.Tensor, pictured: torch.Tensor, features: Features) -> torch.Tensor:
-        """Position ids of left-padded rows ``(B, L)`` with these images."""
+        """Position ids of rows ``(B, L)`` with these images; padding comes first or last."""
         if isinstance(features, Patches):
             return self._any_size.positions(mask, pictured, features.grids)
         return self.family.positions(mask, pictured)
@@ -275,25 +296,27 @@ class Backbone:
     def _answer_logits(
         self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = self._inputs(examples, features, prefix)
-        labels, pictured = inputs.pop("labels"), inputs.pop("pictured")
-        inputs["position_ids"] = self.places(inputs["attention_mask"], pictured, features)
-        question = asked(inputs["attention_mask"], labels != IGNORE)
-        beside = self._beside(features, pictured, inputs["attention_mask"])
-        with beside, self.reading.records(inputs["inputs_embeds"], question):
-            logits, target = self._forward(inputs, labels, _kept(examples))
+        last = self.layers.runs
+        inputs = self._inputs(examples, features, prefix, last)
+        labels, pictured, mask = inputs.pop("labels"), inputs.pop("pictured"), inputs["attention_mask"]
+        inputs["position_ids"] = self.places(mask, pictured, features)
+        if last:  # no token sees padding, and without a mask attention takes the fastest kernels
+            inputs["attention_mask"] = torch.ones_like(mask)
+        question = asked(mask, labels != IGNORE)
+        keep = _kept_of(examples, prefix) if last else _kept(examples)
+        with self._beside(features, pictured, mask), self.reading.records(inputs["inputs_embeds"], question):
+            logits, target = self._forward(inputs, labels, keep)
         target = target.to(logits.device)
         chosen = target != IGNORE
         return logits[chosen].float(), target[chosen]
 
     def _forward(self, inputs: dict[str, Any], labels: torch.Tensor, keep: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits at the places ``keep`` and the tokens that follow them."""
+        """Logits at the places ``keep`` and the tokens that follow them; those below 0 are counted from the end."""
         # A cache of keys and values is a copy of them that no later step reads.
         if isinstance(keep, int):
             target = labels[:, -keep + 1 :]
             return self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1], target
-        # places before a learnt token, counted from the end
-        places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
+        places = torch.from_numpy(np.where(keep < 0, keep + labels.shape[1], keep)).to(labels.device)
         return self.model(**inputs, logits_to_keep=places, use_cache=False).logits, labels[:, places + 1]
 
     def loss(self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None) -> torch.Tensor:
@@ -326,13 +349,14 @@ class Backbone:
         """The same as token ids; what follows an end token is no part of an answer."""
         # Where a method asks while it trains. A captured step would read weights that were kept where they are no more.
         with self._cast(keep=False):
-            inputs = self._inputs(examples, features, prefix)
+            last = self.layers.runs and self.answering.takes_padding_last
+            inputs = self._inputs(examples, features, prefix, last)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
             question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)
             beside = self._beside(features, inputs["pictured"], inputs["attention_mask"])
             with beside, self.reading.prompts(prompt[0], question, self.family.language):
-                return self.answering.tokens(*prompt, max_new_tokens, grids)
+                return self.answering.tokens(*prompt, max_new_tokens, grids, last)
 
     def project(self, function: Callable[[Any], Any]) -> None:
         """Replace the model by ``function(model)`` (how adapters are attached)."""

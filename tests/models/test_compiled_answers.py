@@ -56,7 +56,7 @@ def test_prompts_and_steps_are_compiled_for_any_number_of_rows_and_all_layers(as
         assert asked(count, compiler) == wanted
         assert len(compiler.graphs) == 2
     assert len(asked.backbone.layers.layers) > 1
-    assert asked.backbone.layers.shapes == {"prompts", "steps"}
+    assert asked.backbone.layers.kinds == {"prompts", "steps"}
     operators = {str(node.target) for graph in compiler.graphs for node in graph.graph.nodes}
     assert {"fcit.keep_prompt.default", "fcit.keep_token.default"} <= operators
     assert "index_copy_" not in operators

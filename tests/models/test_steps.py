@@ -19,7 +19,7 @@ from fcit.config import Backbone as Config
 from fcit.methods.base import Session
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
-from fcit.models.compiling import MULTIPLE, CompiledLayers
+from fcit.models.compiling import ALIGNED, CompiledLayers
 from fcit.models.layout import is_projector
 from fcit.models.steps import compiles, computed
 from tests.helpers.compiling import Compiler
@@ -174,7 +174,7 @@ def test_one_compilation_serves_all_layers(name, graphs):
     assert len(case.backbone.layers.layers) > 1
     assert len(compiler.graphs) == graphs
     prompts = case.method.options.choose * case.method.options.length if name == "l2p" else 0
-    assert {(n - prompts) % MULTIPLE for n in lengths} == {0}
+    assert {(n - prompts) % ALIGNED for n in lengths} == {0}
     assert layers.seconds > 0
 
 
@@ -195,7 +195,7 @@ def test_what_trains_compiled_answers_as_it_is():
     case = Case("finetune", "float32")
     layers = case.compiled(Compiler())
     case.gradients(compile="on")
-    assert layers.shapes
+    assert layers.kinds == {"records"}
     assert not any("forward" in vars(layer) for layer in layers.layers)
     assert layers.multiple == 1
     with layers.running():  # not installed

@@ -87,8 +87,9 @@ class Answering:
         pictured: torch.Tensor,
         max_new_tokens: int,
         grids: Sequence[tuple[int, ...]] | None = None,
+        last: bool = False,
     ) -> list[list[int]]:
-        """Greedy answers to left-padded prompts: up to an end token, which may be followed by padding.
+        """Greedy answers to padded prompts: up to an end token, which may be followed by padding.
 
         Args:
             embeds: ``(B, L, d)``.
@@ -96,12 +97,13 @@ class Answering:
             pictured: ``(B, L)`` bool, where placeholders of images are.
             max_new_tokens: of the longest answer.
             grids: of the images, where they are of unlike size.
+            last: padding comes last (:attr:`takes_padding_last`), else first.
 
         Raises:
             ConfigError: neither decoder decodes this model.
         """
         sized = {} if grids is None else {"grids": grids}
-        backbone, greedy = self._backbone, None if self.decoder == "transformers" else self.greedy
+        backbone, greedy = self._backbone, self._own
         if greedy is None:
             if not self.generates:
                 raise ConfigError(
@@ -124,11 +126,21 @@ class Answering:
         signature = None if greedy.capture is None else self.signature
         head = backbone.family.base.get_output_embeddings()
         try:
-            return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
+            return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch, last)
         except Exception as error:
             if not backbone.layers.give_up(error):
                 raise
-        return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch)
+        return greedy(prompts, head, max_new_tokens, self.ends, signature, self.watch, last)
+
+    @property
+    def _own(self) -> Greedy | None:
+        """Our decoder where it answers."""
+        return None if self.decoder == "transformers" else self.greedy
+
+    @property
+    def takes_padding_last(self) -> bool:
+        """Whether prompts may be padded after their last token."""
+        return self._own is not None and self._own.takes_padding_last
 
     @property
     def generates(self) -> bool:

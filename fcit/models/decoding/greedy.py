@@ -81,6 +81,15 @@ class Greedy:
         self._ids = self._place = self._visible = torch.empty(0)
 
     @property
+    def takes_padding_last(self) -> bool:
+        """Whether prompts may be padded after their last token.
+
+        Then attention needs no mask while prompts are read. A sliding window, however, is counted in slots, of which
+        those of padding would be some.
+        """
+        return self._kinds == {FULL}
+
+    @property
     def bytes(self) -> int:
         """Memory that keys and values hold from batch to batch."""
         return self._kept.bytes
@@ -98,18 +107,19 @@ class Greedy:
         ends: Collection[int],
         signature: Hashable = None,
         watch: Watch | None = None,
+        last: bool = False,
     ) -> list[list[int]]:
         """The most probable tokens of each row, up to an end token (included) or ``new``.
 
         Args:
-            prompts: embeddings ``(B, L, d)``, mask ``(B, L)`` and positions ``(B, L)`` or ``(3, B, L)`` of
-                left-padded rows.
+            prompts: embeddings ``(B, L, d)``, mask ``(B, L)`` and positions ``(B, L)`` or ``(3, B, L)`` of padded rows.
             head: the output layer.
             new: tokens of the longest answer.
             ends: tokens that end an answer.
             signature: of everything that a step reads, except what this object and ``rows`` hold; captured steps
                 serve whenever it is the same.
             watch: follows the answers, and may end them.
+            last: padding comes last, see :attr:`takes_padding_last`; else first.
         """
         embeds, mask, positions = prompts
         count, length = mask.shape
@@ -119,7 +129,7 @@ class Greedy:
         with self._rows.lent(count, rows):
             self._reserve(rows, room, signature, self._spare(rows, length))
             self._rows.narrow(count)
-            batch = _Batch(self._prefill(embeds, mask, positions, head, rows, room), ends, watch)
+            batch = _Batch(self._prefill(embeds, mask, positions, head, room, last), ends, watch)
             for number in range(1, new):
                 if not batch.going:
                     break
@@ -148,15 +158,15 @@ class Greedy:
         mask: torch.Tensor,
         positions: torch.Tensor,
         head: Callable[[torch.Tensor], torch.Tensor],
-        rows: int,
         room: int,
+        last: bool,
     ) -> list[int]:
         """Prompts into the cache; the first token of each row."""
         count, length = mask.shape
         self._kept.prompt, self._kept.seen = length, room if self.capture else length
         output = self._language(
             inputs_embeds=embeds,
-            attention_mask=mask,
+            attention_mask=torch.ones_like(mask) if last else mask,  # no token sees padding after it
             position_ids=positions,
             use_cache=True,
             **{self._cached: self._kept.cache},
@@ -166,7 +176,10 @@ class Greedy:
         self._ids.zero_()
         self._place.zero_()
         self._visible.zero_()
-        self._ids[:count] = head(output.last_hidden_state[:, -1:]).float().argmax(-1)
+        states = output.last_hidden_state
+        ends = (mask.sum(dim=1, keepdim=True) - 1).to(states.device)
+        final = states.take_along_dim(ends[..., None], dim=1) if last else states[:, -1:]
+        self._ids[:count] = head(final).float().argmax(-1)
         place = positions if positions.ndim == 2 else positions.amax(0)
         self._place[:count] = place.amax(1, keepdim=True) + 1
         self._visible[:count, 0, 0, :length] = mask.bool()
