@@ -99,6 +99,11 @@ class FamilyCase:
         adapters.load(moved(adapters, seed))
         return backbone, adapters
 
+    @property
+    def prefix(self) -> torch.Tensor:
+        """Two soft prompts for each conversation."""
+        return torch.from_numpy(self.backbone.word_embeddings[:8].reshape(4, 2, -1).copy())
+
     def opened(self, *images: str) -> list[Image.Image]:
         """Images as RGB."""
         return [Image.open(self.root / image).convert("RGB") for image in images]
@@ -257,6 +262,22 @@ def texts_are_transformers_own(case: FamilyCase) -> None:
         require(texts == wanted, f"evaluation.decoder {decoder}: {texts} instead of {wanted}")
 
 
+def compiled_records_are_the_same(case: FamilyCase) -> None:
+    """Records through compiled decoder layers, whose padding comes last, give the same, behind soft prompts too."""
+    backbone, prefix = case.backbone, case.prefix
+    wanted = logits(backbone, case.examples, case.features, prefix)
+    before, backbone.layers = backbone.layers, CompiledLayers(backbone.family.layers, "eager")
+    try:
+        with backbone.layers.installed(), backbone.layers.running():
+            found = logits(backbone, case.examples, case.features)
+            behind = logits(backbone, case.examples, case.features, prefix)
+        require(backbone.layers.used, "the decoder layers cannot be compiled")
+    finally:
+        backbone.layers = before
+    close(found, case.wanted, "logits through compiled layers")
+    close(behind, wanted, "logits behind soft prompts, through compiled layers,")
+
+
 def compiled_answers_are_the_same(case: FamilyCase) -> None:
     """Answers through compiled decoder layers are the same (traced and run as they are, without a compiler)."""
     answering, backbone = case.backbone.answering, case.backbone
@@ -276,10 +297,9 @@ def compiled_answers_are_the_same(case: FamilyCase) -> None:
 
 def prompts_move_images_along(case: FamilyCase) -> None:
     """Soft prompts in front of a padded batch move every image to where it is alone."""
-    words = case.backbone.word_embeddings
-    prefix = torch.from_numpy(words[:8].reshape(4, 2, -1).copy())
-    alone = [logits(case.backbone, *case.own(n), prefix[n : n + 1]) for n in range(4)]
-    close(logits(case.backbone, case.examples, case.features, prefix), torch.cat(alone), "logits behind soft prompts")
+    alone = [logits(case.backbone, *case.own(n), case.prefix[n : n + 1]) for n in range(4)]
+    found = logits(case.backbone, case.examples, case.features, case.prefix)
+    close(found, torch.cat(alone), "logits behind soft prompts")
 
 
 def trained_and_loaded_by_peft(case: FamilyCase) -> None:
@@ -362,6 +382,7 @@ CHECKS: list[Callable[[FamilyCase], None]] = [
     sizes_are_known_before_loading,
     loss_is_transformers_own,
     texts_are_transformers_own,
+    compiled_records_are_the_same,
     compiled_answers_are_the_same,
     prompts_move_images_along,
     trained_and_loaded_by_peft,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fcit.config import RunConfig
 from fcit.config.async_checks import buffer_of
 from fcit.config.kinds import epochs_of
 from fcit.config.per_client_checks import answerers
+from fcit.config.schema import Evaluation
 from fcit.data.benchmark import Benchmark
 from fcit.data.collate import images_of
 from fcit.data.records import Record, TestRecord
@@ -45,11 +47,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Tested:
-    """Questions of one data set in all stages together, a few of them, and its longest answer allowed."""
+    """Questions of one data set in all stages together, a few of them, its longest answer allowed, and its size."""
 
     questions: int
     some: Sequence[TestRecord]
     longest: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
             times * len(tests[name]),
             tests[name][: config.evaluation.at_once],
             config.evaluation.longest(benchmark.owner(name).datasets[name].max_new_tokens),
+            len(tests[name]),
         )
         for name, times in tested.items()
     ]
@@ -154,7 +158,7 @@ def counted(benchmark: Benchmark, config: RunConfig) -> Work:
     for trained, count, name in _personal(benchmark, config, method, means):
         parts.append(trained)
         longest = config.evaluation.longest(benchmark.datasets[name].max_new_tokens)
-        questions.append(Tested(count, tests[name][: config.evaluation.at_once], longest))
+        questions.append(Tested(count, tests[name][: config.evaluation.at_once], longest, size=1))
     return Work(parts, questions, round(images + shown), seen + shown, benchmark.image_root)
 
 
@@ -217,16 +221,14 @@ def measured(config: RunConfig, lengths: Lengths, micro: int, subspaces: int, wo
         record = Record.single("", words, answer)
         question = TestRecord("", ("",), words, answer)
         trained = [Trained(1.0, [record] * micro)]
-        tested = [Tested(1, [question] * min(config.evaluation.at_once, 8), lengths.answer)]
+        tested = [Tested(1, [question] * min(config.evaluation.at_once, 8), lengths.answer, size=1)]
     else:
         trained, tested = work.trained, work.tested
     root = None if work is None else work.image_root
     training = _training(config, backbone, adapters, trained, micro, root)
     method: Method = registry.resolve("method", config.method["name"])(config)
     with backbone.answering.by(method.answers_by):
-        answering = _answering(
-            backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation.mixture == "backbone", root
-        )
+        answering = _answering(backbone, adapters, tested, (subspaces + 1) // 2, config.evaluation, root)
     backbone.answering.release()
     known = "measured here, on blank images" + ("" if work is None else " and the run's own texts")
     looking = 0.0 if work is None else _looking(backbone, work)
@@ -287,12 +289,13 @@ def _answering(
     adapters: Adapters,
     tested: Sequence[Tested],
     subspaces: int,
-    as_backbone: bool,
+    settings: Evaluation,
     root: Path | None,
 ) -> float:
-    """Seconds per question, a batch at a time under a mixture."""
+    """Seconds per question, a batch at a time under a mixture; compiled where a run compiles whole batches."""
     total, encoder = _Sum(), backbone.encoder_below(root)
-    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector(), as_backbone)
+    mixture = [adapters.read()] * subspaces, adapters.base_projector(), settings.mixture == "backbone"
+    adapters.load_mixture(*mixture)
     for part in tested:
         if total.late:
             break
@@ -303,11 +306,15 @@ def _answering(
         longest = min(max(answers, default=part.longest), part.longest)
         features = backbone.vision.blank(images_of(questions), root)
         mix = np.full((len(questions), subspaces), 1.0 / subspaces, dtype=np.float32)
-        with adapters.mixed(mix if subspaces > 1 else None):
+        compiles = backbone.answering.compiles(settings.compile, part.size)
+        compiled = backbone.answering.compiled() if compiles else nullcontext()
+        with adapters.mixed(mix if subspaces > 1 else None), compiled:
 
             def answer(q: list = questions, f: Features = features, n: int = longest) -> None:
                 backbone.generate(q, f, n)
 
+            if compiles and not backbone.layers.kinds & {"prompts"}:
+                answer()  # the first prompts are not compiled yet
             total.add(_timed(answer, backbone.device) / len(questions), part.questions)
     return total.mean
 

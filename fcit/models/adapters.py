@@ -193,6 +193,7 @@ class Adapters(Routed):
     def _activate(self) -> None:
         """Make the slot the active adapter, in training mode."""
         self._peft.set_adapter(SLOT)
+        self.backbone.words = None
         self._peft.train()
         self._rest_vision()
         for _, parameter in self._named(SLOT):  # the unused LoRA of a prompt pool is not in the slot
@@ -284,12 +285,13 @@ class Adapters(Routed):
 
         Args:
             as_backbone: the factors are kept in the backbone's number format, not in float32, so that layers cast
-                no activations.
+                no activations, and the projector is multiplied in it.
         """
         size = max(len(subspaces), 1)
         if size != self._mix_size:
             self._resize(size)
         self._format(self.backbone.dtype if as_backbone else torch.float32)
+        self.backbone.words = self.backbone.dtype if as_backbone and self.backbone.dtype != torch.float32 else None
         lora = [{n: t for n, t in s.items() if is_factor(n)} for s in subspaces]
         shapes = {name: t.shape for s in lora for name, t in s.items()}
         lora = [{**s, **left_out(s, shapes)} for s in lora]

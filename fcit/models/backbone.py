@@ -126,6 +126,8 @@ class Backbone:
         self.reading = Reading(self.answering.rows)
         #: While :func:`fcit.models.steps.computed` casts: the number format of products with adapters.
         self.products: torch.dtype | None = None
+        #: While questions are answered: the number format in which images become words; None: the projector's own.
+        self.words: torch.dtype | None = None
 
     @property
     def token_width(self) -> int:
@@ -285,13 +287,12 @@ class Backbone:
 
         ``prefix`` ``(B, P, d)``, or ``(P, d)`` for each example, are soft prompts put right after its first token.
         """
-        with self._cast():
+        with self._cast(self.products):
             return self._answer_logits(examples, features, prefix)
 
-    def _cast(self, keep: bool = True) -> AbstractContextManager[object]:
-        """Autocast where training steps are computed so; ``keep``: weights that were cast serve until its end."""
-        kind, dtype = self.device.type, self.products
-        return nullcontext() if dtype is None else torch.autocast(kind, dtype=dtype, cache_enabled=keep)
+    def _cast(self, dtype: torch.dtype | None, keep: bool = True) -> AbstractContextManager[object]:
+        """Autocast to a number format, if there is one; ``keep``: weights that were cast serve until its end."""
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype, cache_enabled=keep)
 
     def _answer_logits(
         self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None
@@ -348,9 +349,10 @@ class Backbone:
     ) -> list[list[int]]:
         """The same as token ids; what follows an end token is no part of an answer."""
         # Where a method asks while it trains. A captured step would read weights that were kept where they are no more.
-        with self._cast(keep=False):
+        with self._cast(self.products, keep=False):
             last = self.layers.runs and self.answering.takes_padding_last
-            inputs = self._inputs(examples, features, prefix, last)
+            with self._cast(self.products or self.words, keep=False):
+                inputs = self._inputs(examples, features, prefix, last)
             prompt = inputs["inputs_embeds"], inputs["attention_mask"], inputs["pictured"]
             grids = features.grids if isinstance(features, Patches) else None
             question = asked(inputs["attention_mask"], inputs["labels"] != IGNORE)

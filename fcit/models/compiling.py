@@ -2,9 +2,10 @@
 
 All decoder layers have the same code and the same shapes, so one compilation serves them all: norms, rotary embedding,
 SwiGLU, dropout and LoRA's additions become few kernels instead of hundreds. Training is compiled for the first shape of
-its rows and, when another comes, for rows of any length; what is smaller than a whole part of a batch runs uncompiled
-(outside :meth:`CompiledLayers.running`). Answers are compiled for any shape from the first one on: once their prompts,
-once their steps. Rows are padded after their last token, where no token sees it, to multiples of :data:`ALIGNED`.
+its rows and, when another comes, for rows of any length, or where the compiler cannot do that for every length alone;
+what is smaller than a whole part of a batch runs uncompiled (outside :meth:`CompiledLayers.running`). Answers are
+compiled for any shape from the first one on: once their prompts, once their steps. Rows are padded after their last
+token, where no token sees it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from fcit.models.memory import is_out_of_memory
 #: Tokens of a row are a multiple of this: kernels of products and of attention read rows in such parts. More padding
 #: costs more than it is: rows of 768 instead of 720 tokens took 1.18 times as long on an H200.
 ALIGNED = 8
+#: The same where every length is compiled alone: for lengths up to 2048 at most 64.
+APART = 32
 #: Compilations of one layer's code that a process keeps; torch's own limit is 8.
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
@@ -46,8 +49,8 @@ def with_own_cache(number: int, arguments: dict[str, Any]) -> dict[str, Any] | N
     """A layer's arguments with its own keys and values in the place of those of all layers.
 
     Compiled code then serves all layers, as it does not depend on the number of one. None if that cannot be: there are
-    no buffers (``parts`` of :class:`fcit.models.decoding.slots.Slots`) until the first prompt has passed, or keys and
-    values are kept by transformers.
+    no buffers (``parts`` of :class:`fcit.models.decoding.slots.Slots`) until the first prompt of a process has passed,
+    or keys and values are kept by transformers.
     """
     for name in ("cache", "past_key_values"):  # its name before transformers 5.24
         cache = arguments.get(name)
@@ -67,6 +70,7 @@ class CompiledLayers:
     Attributes:
         kinds: what was compiled in this process: ``records`` of training, ``prompts`` and ``steps``.
         used: whether anything ran compiled since :meth:`begin`.
+        apart: whether training compiles every length alone, because the compiler failed for any length.
         seconds: what steps took in which there was something to compile, compilation included.
     """
 
@@ -74,8 +78,8 @@ class CompiledLayers:
         self.layers, self.backend = list(layers), backend
         self.kinds: set[str] = set()
         self.seconds = 0.0
-        self.failed = self.used = False
-        self._compiled: dict[bool, list[Callable[..., Any]]] = {}
+        self.failed = self.used = self.apart = False
+        self._made: dict[tuple[int, bool | None], Callable[..., Any]] = {}
         self._answering = self._installed = self._running = False
 
     def begin(self) -> None:
@@ -90,7 +94,9 @@ class CompiledLayers:
     @property
     def multiple(self) -> int:
         """What the tokens of a row are to be a multiple of at the moment."""
-        return ALIGNED if self._running else 1
+        if not self._running:
+            return 1
+        return APART if self.apart and not self._answering else ALIGNED
 
     @contextmanager
     def installed(self, answering: bool = False) -> Iterator[None]:
@@ -104,15 +110,10 @@ class CompiledLayers:
             return
         from torch.fx.experimental import _config as symbolic_shapes
 
-        dynamic = True if answering else None  # for any shape from the first one on, or from the second one on
-        if answering not in self._compiled:
-            self._compiled[answering] = [
-                torch.compile(layer.forward, dynamic=dynamic, backend=self.backend) for layer in self.layers
-            ]
         before = [vars(layer).get("forward") for layer in self.layers]  # of a layer on another device: accelerate's
         # Only their forward: modules, names and hooks stay as they are.
-        for number, (layer, compiled) in enumerate(zip(self.layers, self._compiled[answering], strict=True)):
-            layer.forward = partial(self._forward, number, layer.forward, compiled)
+        for number, layer in enumerate(self.layers):
+            layer.forward = partial(self._forward, number, layer.forward)
         self._answering, self._installed = answering, True
         try:
             with (
@@ -149,9 +150,16 @@ class CompiledLayers:
         if _graphs() > known:
             self.seconds += time.perf_counter() - begin
 
-    def _forward(
-        self, number: int, eager: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _compiled(self, number: int, eager: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's forward through the compiler."""
+        # For any shape from the first one on; from the second one on; for every shape alone.
+        dynamic = True if self._answering else False if self.apart else None
+        key = number, dynamic
+        if key not in self._made:
+            self._made[key] = torch.compile(eager, dynamic=dynamic, backend=self.backend)
+        return self._made[key]
+
+    def _forward(self, number: int, eager: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         own = with_own_cache(number, kwargs) if self._running else None
         if own is None:
             return eager(*args, **kwargs)
@@ -165,20 +173,24 @@ class CompiledLayers:
             self.kinds.add(kind)
             logging.getLogger(__name__).info("%s.compile: decoder layers for %s", self._key, kind)
         self.used = True
-        return compiled(*args, **own)
+        return self._compiled(number, eager)(*args, **own)
 
     @property
     def _key(self) -> str:
         return "evaluation" if self._answering else "training"
 
     def give_up(self, error: BaseException) -> bool:
-        """Go on without compilation if it is the compiler that failed; returns whether it is.
+        """Go on in another way if it is the compiler that failed; returns whether it is.
 
-        The caller then computes the whole batch again; in training its rows were padded, and dropout has been drawn.
-        Memory that ran out while something was compiled is no failure of the compiler: a smaller batch may do.
+        Training compiles every length alone from then on, and after a second failure nothing. The caller then computes
+        the whole batch again; its rows were padded, and dropout has been drawn. Memory that ran out while something was
+        compiled is no failure of the compiler: a smaller batch may do.
         """
         if not self._installed or self.failed or not of_a_compiler(error) or is_out_of_memory(error):
             return False
+        if not self._answering and not self.apart:
+            self.apart = True
+            return True
         self._running, self.failed = False, True
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         logging.getLogger(__name__).warning(

@@ -172,7 +172,7 @@ def test_prompts_stand_after_the_first_token():
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
     labels = torch.tensor([[-100, -100, 7], [-100, 8, 9]])
     prefix = torch.tensor([[[50.0], [51]], [[60], [61]]])
-    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels)
+    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels, last=False)
     assert joined[..., 0].tolist() == [[0, 1, 50, 51, 2], [1, 60, 61, 2, 3]]
     assert new_mask.tolist() == [[0, 1, 1, 1, 1], [1] * 5]
     assert new_labels.tolist() == [[-100, -100, -100, -100, 7], [-100, -100, -100, 8, 9]]
@@ -183,10 +183,21 @@ def test_rows_with_fewer_prompts_are_padded_further():
     embeds = torch.tensor([[[1.0], [2]], [[0], [1]]])
     mask, labels = torch.tensor([[1, 1], [0, 1]]), torch.tensor([[5, 7], [-100, -100]])
     prefix = [torch.tensor([[50.0]]), torch.tensor([[60.0], [61]])]
-    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels)
+    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels, last=False)
     assert (joined[..., 0] * new_mask).tolist() == [[0, 1, 50, 2], [0, 1, 60, 61]]
     assert new_mask.tolist() == [[0, 1, 1, 1]] * 2
     assert new_labels.tolist() == [[-100, 5, -100, 7], [-100] * 4]
+
+
+def test_padding_may_come_behind_rows_and_their_prompts():
+    """Rows "B x", "B pad" and "B x" with prompts P, R S and none: "B P x pad", "B R S pad" and "B x pad pad"."""
+    embeds = torch.tensor([[[1.0], [2]], [[1], [0]], [[1], [3]]])
+    mask, labels = torch.tensor([[1, 1], [1, 0], [1, 1]]), torch.tensor([[5, 7], [5, 6], [-100, 8]])
+    prefix = [torch.tensor([[50.0]]), torch.tensor([[60.0], [61]]), torch.zeros(0, 1)]
+    joined, new_mask, new_labels = _insert(prefix, embeds, mask, labels, last=True)
+    assert (joined[..., 0] * new_mask).tolist() == [[1, 50, 2, 0], [1, 60, 61, 0], [1, 3, 0, 0]]
+    assert new_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
+    assert new_labels.tolist() == [[5, -100, 7, -100], [5, -100, -100, -100], [-100, 8, -100, -100]]
 
 
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 1, 2), (0, 3, 1)])

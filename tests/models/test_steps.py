@@ -191,6 +191,72 @@ def test_checkpointing_draws_the_same_dropout_and_compiles_once():
     assert len(compiler.graphs) == 2
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_that_comes_last_changes_nothing(name, monkeypatch):
+    """As training through compiled layers has it, which here run as they are."""
+    case = Case(name, "float32")
+    loss, plain = case.gradients()
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    layers, masks = case.compiled("none"), []
+    case.backbone.family.language.register_forward_pre_hook(
+        lambda _, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    other, last = case.gradients(compile="on")
+    assert layers.used
+    assert all(mask.all() for mask in masks)
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert distance(plain, last) < 1e-5
+
+
+@pytest.mark.thorough
+def test_one_more_compilation_serves_every_length():
+    case, compiler = Case("finetune", "float32"), Compiler()
+    torch._dynamo.reset()  # which dimensions have changed in this process
+    layers = case.compiled(compiler)
+    everything = case.session.examples, case.features
+    for rows in ([0, 1], [0, 2], [1, 3], [0, 3], [0, 1]):
+        case.session.examples, case.features = [everything[0][n] for n in rows], everything[1][rows]
+        loss, plain = case.gradients(compile="off")
+        other, compiled = case.gradients(compile="on")
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert len(compiler.graphs) == 2
+    assert not layers.apart
+
+
+def test_where_not_every_length_can_be_compiled_each_is_by_itself():
+    """A compiler that knows no dimension without a size."""
+    case = Case("finetune", "float32", dropout=0.0)
+    torch._dynamo.reset()
+    graphs = []
+
+    def sized(graph, inputs):
+        if any(isinstance(n, torch.SymInt) for value in inputs for n in getattr(value, "shape", [value])):
+            raise InvalidCxxCompiler
+        graphs.append(graph)
+        return graph.forward
+
+    layers, micro = case.compiled(sized), MicroBatches(None, 2)
+    micro.layers = layers
+    everything = case.session.examples, case.features
+    for rows in ([0, 1], [0, 2], [1, 3]):
+        case.session.examples, case.features = [everything[0][n] for n in rows], everything[1][rows]
+        loss, plain = case.gradients()
+        with (
+            seeding.torch_seeded(0, "test"),
+            computed(case.backbone, Training(compile="on")),
+            case.adapters.training() as parameters,
+        ):
+            sessions = (case.session, case.session)
+            other = micro.backward(sessions, [0, 1], lambda _: case.loss(), parameters)
+            compiled = {n: p.grad.clone() for n, p in case.adapters.trainable.items()}
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert distance(plain, compiled) < 1e-5
+    assert layers.apart
+    assert not layers.failed
+    assert len(graphs) > 1
+
+
 def test_what_trains_compiled_answers_as_it_is():
     case = Case("finetune", "float32")
     layers = case.compiled(Compiler())

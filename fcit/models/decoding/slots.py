@@ -38,6 +38,14 @@ _OPERATORS = (
 )
 
 
+def _buffer(states: torch.Tensor, rows: int, room: int) -> torch.Tensor:
+    """Zeros ``(rows, heads, slots, width)`` for states like these.
+
+    The heads of a slot lie side by side, as projections give them, so that whole slots are copied.
+    """
+    return states.new_zeros(rows, room, states.shape[1], states.shape[3]).transpose(1, 2)
+
+
 class Slots(StaticLayer):
     """Keys and values of one layer, a slot for every token of a row.
 
@@ -52,6 +60,11 @@ class Slots(StaticLayer):
         self._owner = owner
         #: Keys and values ``(rows, heads, slots, width)``; none before the first prompt.
         self.parts: tuple[torch.Tensor, ...] = ()
+        self._like: tuple[torch.Tensor, ...] = ()
+
+    def reserve(self) -> None:
+        """Buffers as the last ones, of the size that the owner has now: none before the first prompt."""
+        self.parts = tuple(_buffer(like, self._owner.rows, self._owner.room) for like in self._like)
 
     def release(self) -> None:
         """Give the memory back."""
@@ -63,7 +76,8 @@ class Slots(StaticLayer):
         """Keep the states of a prompt or of one token a row; returns what the layer attends to."""
         owner, states = self._owner, (key_states, value_states)
         if not self.parts:
-            self.parts = tuple(s.new_zeros(owner.rows, s.shape[1], owner.room, s.shape[3]) for s in states)
+            self._like = tuple(s.new_empty(0, s.shape[1], 0, s.shape[3]) for s in states)
+            self.reserve()
         keep_prompt, keep_token = _OPERATORS if torch.compiler.is_compiling() else _FUNCTIONS
         keys, values = self.parts
         if owner.prompt:
@@ -123,6 +137,8 @@ class KeyValues:
             return True
         self.release()
         self.rows, self.room = wanted
+        for layer in self._layers:
+            layer.reserve()
         return False
 
     def move(self, free: torch.Tensor, moved: torch.Tensor) -> None:

@@ -215,7 +215,7 @@ class Family(ABC):
 
     @abstractmethod
     def positions(self, mask: torch.Tensor, pictured: torch.Tensor) -> torch.Tensor:
-        """Position ids of left-padded rows.
+        """Position ids of rows, whose padding comes first or last.
 
         Args:
             mask: ``(B, L)``, 1 where there is a token.
