@@ -122,6 +122,9 @@ class CompiledLayers:
                     accumulated_cache_size_limit=2 * _MOST,
                     # What hooks read of a batch has any number of rows, though they are reached through modules.
                     force_nn_module_property_static_shapes=False,
+                    # Rates of dropout are constants: as variables of layers that are computed twice they gave wrong
+                    # gradients (torch 2.13).
+                    specialize_float=True,
                 ),
                 # As many rows as there are slots by chance are no other shape.
                 symbolic_shapes.patch(use_duck_shape=not answering),  # type: ignore[attr-defined]

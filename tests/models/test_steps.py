@@ -286,6 +286,8 @@ def test_only_a_compiler_that_fails_is_given_up():
     with layers.installed():
         assert not layers.give_up(RuntimeError("a method's own"))
         assert layers.give_up(lacking("no ptxas"))
+        assert (layers.apart, layers.failed) == (True, False)
+        assert layers.give_up(lacking("no ptxas"))
     assert layers.failed
 
 
