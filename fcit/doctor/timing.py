@@ -269,13 +269,7 @@ def _training(
             features = backbone.vision.blank(images_of(examples), root)
 
             def step(examples: list = examples, features: Features = features) -> None:
-                try:
-                    with backbone.layers.running():
-                        backbone.loss(examples, features).backward()
-                except Exception as error:
-                    if not backbone.layers.give_up(error):
-                        raise
-                    backbone.loss(examples, features).backward()
+                backbone.layers.through(lambda: backbone.loss(examples, features).backward())
 
             if examples:
                 total.add(_timed(step, backbone.device) / len(examples), part.records)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ APART = 32
 _MOST = 128
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
+
+Result = TypeVar("Result")
 
 
 def of_a_compiler(error: BaseException) -> bool:
@@ -152,6 +154,16 @@ class CompiledLayers:
             self._running = False
         if _graphs() > known:
             self.seconds += time.perf_counter() - begin
+
+    def through(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns, within :meth:`running`; begun again when the compiler fails."""
+        while True:
+            try:
+                with self.running():
+                    return work()
+            except Exception as error:
+                if not self.give_up(error):
+                    raise
 
     def _compiled(self, number: int, eager: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's forward through the compiler."""

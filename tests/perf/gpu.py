@@ -179,8 +179,7 @@ def optimiser_step(backbone: Backbone, parameters: Any, examples: Any, features:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with backbone.layers.running():
-            backbone.loss(examples, features).backward()
+        backbone.layers.through(lambda: backbone.loss(examples, features).backward())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 
