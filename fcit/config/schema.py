@@ -200,8 +200,8 @@ class Training(Section):
     )
     compile: Annotated[Compile, BITS] = Field(
         "auto",
-        description="decoder layers through torch.compile, once for each length of rows, which are padded to multiples "
-        "of 64 tokens; auto: on one CUDA GPU, without quantization",
+        description="decoder layers through torch.compile, once for the first length of rows and once for all others; "
+        "auto: on one CUDA GPU, without quantization",
     )
 
     def moves(self, steps: int) -> bool:

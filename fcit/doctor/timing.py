@@ -34,6 +34,7 @@ from fcit.models.steps import computed
 
 _COUNTED = 10  # clients whose shards are counted in files that others made; of what is rendered here, all
 _TIMES = 3  # the middle one of so many counts
+_LONG = 1.0  # seconds; what takes longer is hardly disturbed by others
 _PATIENCE = 60.0  # seconds for one kind of measurement; a large model on a CPU is timed on fewer data sets
 
 
@@ -322,7 +323,7 @@ def _looking(backbone: Backbone, work: Work) -> float:
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds: the middle one of three, after one that does not count; of what takes long, the first."""
+    """Seconds: the middle one of three, after one that does not count; of what takes over a second, the first."""
     seconds = []
     for number in range(1 + _TIMES):
         begin = time.perf_counter()
@@ -330,6 +331,6 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
-        if number and seconds[-1] > _PATIENCE / 10:
+        if number and seconds[-1] > _LONG:
             return seconds[-1]
     return statistics.median(seconds[1:])
