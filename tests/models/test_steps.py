@@ -208,6 +208,21 @@ def test_padding_that_comes_last_changes_nothing(name, monkeypatch):
     assert distance(plain, last) < 1e-5
 
 
+def test_rates_of_dropout_are_constants_of_what_is_compiled():
+    """As inputs, which torch makes of a number that has changed, they gave wrong gradients in layers computed twice."""
+    case, compiler = Case("finetune", "float32", dropout=0.5), Compiler()
+    torch._dynamo.reset()
+    case.compiled(compiler)
+    for rate in (0.5, 0.1, 0.3):
+        for module in case.backbone.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = rate
+        case.gradients(compile="on")
+    inputs = [sum(node.op == "placeholder" for node in graph.graph.nodes) for graph in compiler.graphs]
+    assert len(inputs) == 3
+    assert len(set(inputs)) == 1
+
+
 @pytest.mark.thorough
 def test_one_more_compilation_serves_every_length():
     case, compiler = Case("finetune", "float32"), Compiler()
