@@ -90,7 +90,8 @@ class MicroBatches:
     ``auto`` starts with what :meth:`begin` is told, or with the whole batch. When memory runs out the size is halved
     and the batch done again from its beginning: no gradients, random state and small notes of the method as before it,
     so that the result is that of the smaller size alone. The size that worked stays for all that follows in the
-    process. A batch in which layers could not be compiled is done again without that in the same way.
+    process. A batch in which layers could not be compiled is done again in the same way: compiled for its length alone,
+    and where that cannot be either, uncompiled.
 
     Args:
         setting: ``training.micro_batch``.

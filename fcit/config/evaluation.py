@@ -57,8 +57,8 @@ class Evaluation(Section):
     )
     mixture: Annotated[Literal["float32", "backbone"], BITS] = Field(
         "float32",
-        description="number format of the subspaces that answer; backbone: backbone.dtype, so that layers cast nothing "
-        "(of no use with float32)",
+        description="number format of the subspaces that answer, and of the projector's products; backbone: "
+        "backbone.dtype, so that layers cast nothing (of no use with float32)",
     )
     max_new_tokens: int | None = Field(
         None, ge=1, description="tokens of the longest answer; default: what the benchmark says of a data set, else 24"

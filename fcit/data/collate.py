@@ -61,14 +61,15 @@ def parted(name: str) -> tuple[str, bool]:
 
 
 def padded(
-    examples: Sequence[Encoded], pad: int, multiple: int = 1, last: bool = False
+    examples: Sequence[Encoded], pad: int, multiple: int = 1, extra: int = 0, last: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of one length, a multiple of ``multiple``: padding comes first, or last.
+    """Rows of one length, which with ``extra`` more is a multiple of ``multiple``: padding comes first, or last.
 
     Returns:
         ids, attention mask and labels, each ``(B, L)`` int64; labels are IGNORE outside the answers.
     """
-    length = -(-max(len(e.tokens) for e in examples) // multiple) * multiple
+    longest = max(len(e.tokens) for e in examples) + extra
+    length = -(-longest // multiple) * multiple - extra
     ids = np.full((len(examples), length), pad, dtype=np.int64)
     mask = np.zeros_like(ids)
     labels = np.full_like(ids, IGNORE)

@@ -302,11 +302,13 @@ def _answering(
         features = backbone.vision.blank(images_of(questions), root)
         mix = np.full((len(questions), subspaces), 1.0 / subspaces, dtype=np.float32)
         compiles = backbone.answering.compiles(settings.compile, part.size)
-        compiled = backbone.answering.compiled() if compiles else nullcontext()
-        with adapters.mixed(mix if subspaces > 1 else None), compiled:
+        with adapters.mixed(mix if subspaces > 1 else None):
 
-            def answer(q: list = questions, f: Features = features, n: int = longest) -> None:
-                backbone.generate(q, f, n)
+            def answer(
+                q: list = questions, f: Features = features, n: int = longest, compiles: bool = compiles
+            ) -> None:
+                with backbone.answering.compiled() if compiles else nullcontext():
+                    backbone.generate(q, f, n)
 
             if compiles and not backbone.layers.kinds & {"prompts"}:
                 answer()  # the first prompts are not compiled yet

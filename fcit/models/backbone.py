@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -74,21 +74,15 @@ def _kept(examples: Sequence[Encoded]) -> int | np.ndarray:
     starts = [len(e.tokens) - start for e in examples for start, _ in e.answers]
     if all(len(e.answers) == 1 and e.answers[0][1] == len(e.tokens) for e in examples):
         return max(starts) + 1
-    return _before(learnt - len(e.tokens) for e in examples for learnt in _learnt(e))
+    learnt = {p - len(e.tokens) for e in examples for start, end in e.answers for p in range(start, end)}
+    return np.array(sorted(learnt), dtype=np.int64) - 1
 
 
-def _kept_of(examples: Sequence[Encoded], prefix: Prefix | None) -> np.ndarray:
-    """The same positions if padding comes last: from the beginning of a row, soft prompts included."""
-    extra = [0] * len(examples) if prefix is None else [len(prompts) for prompts in prefix]
-    return _before(learnt + more for e, more in zip(examples, extra, strict=True) for learnt in _learnt(e))
-
-
-def _learnt(example: Encoded) -> Iterator[int]:
-    return (place for start, end in example.answers for place in range(start, end))
-
-
-def _before(places: Iterable[int]) -> np.ndarray:
-    return np.array(sorted(set(places)), dtype=np.int64) - 1
+def _kept_of_rows(labels: torch.Tensor, examples: Sequence[Encoded]) -> torch.Tensor:
+    """The same positions of each row ``(B, P)``, from its beginning; rows that learn less have others besides."""
+    most = max(sum(end - start for start, end in e.answers) for e in examples)
+    followed = (labels[:, 1:] != IGNORE).byte()
+    return followed.argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 class Backbone:
@@ -227,8 +221,9 @@ class Backbone:
         self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None, last: bool = False
     ) -> dict[str, Any]:
         """What the model gets; ``last``: padding comes last."""
-        pad, multiple = self.tokenizer.pad_token_id, self.layers.multiple
-        ids, mask, labels = (torch.from_numpy(x).to(self.device) for x in padded(examples, pad, multiple, last))
+        extra = 0 if prefix is None else max(len(prompts) for prompts in prefix)
+        made = padded(examples, self.tokenizer.pad_token_id, self.layers.multiple, extra, last)
+        ids, mask, labels = (torch.from_numpy(x).to(self.device) for x in made)
         embeds = self._base.get_input_embeddings()(ids)
         pictured = ids == self._base.config.image_token_id
         if int(pictured.sum()) != self._words(features):
@@ -304,7 +299,7 @@ class Backbone:
         if last:  # no token sees padding, and without a mask attention takes the fastest kernels
             inputs["attention_mask"] = torch.ones_like(mask)
         question = asked(mask, labels != IGNORE)
-        keep = _kept_of(examples, prefix) if last else _kept(examples)
+        keep = _kept_of_rows(labels, examples) if last else _kept(examples)
         with self._beside(features, pictured, mask), self.reading.records(inputs["inputs_embeds"], question):
             logits, target = self._forward(inputs, labels, keep)
         target = target.to(logits.device)
@@ -312,13 +307,31 @@ class Backbone:
         return logits[chosen].float(), target[chosen]
 
     def _forward(self, inputs: dict[str, Any], labels: torch.Tensor, keep: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits at the places ``keep`` and the tokens that follow them; those below 0 are counted from the end."""
+        """Logits at the places ``keep`` and the tokens that follow them."""
         # A cache of keys and values is a copy of them that no later step reads.
         if isinstance(keep, int):
             target = labels[:, -keep + 1 :]
             return self.model(**inputs, logits_to_keep=keep, use_cache=False).logits[:, :-1], target
-        places = torch.from_numpy(np.where(keep < 0, keep + labels.shape[1], keep)).to(labels.device)
+        if isinstance(keep, torch.Tensor):
+            with self._headed(keep):
+                logits = self.model(**inputs, use_cache=False).logits
+            return logits, labels.gather(1, keep + 1)
+        # places before a learnt token, counted from the end
+        places = torch.from_numpy(keep).to(labels.device) + labels.shape[1]
         return self.model(**inputs, logits_to_keep=places, use_cache=False).logits, labels[:, places + 1]
+
+    @contextmanager
+    def _headed(self, places: torch.Tensor) -> Iterator[None]:
+        """In the body, the output layer sees these places of each row ``(B, P)`` alone."""
+
+        def choose(module: Any, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (states[0].take_along_dim(places[..., None].to(states[0].device), dim=1), *states[1:])
+
+        hook = self._base.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def loss(self, examples: Sequence[Encoded], features: Features, prefix: Prefix | None = None) -> torch.Tensor:
         """Mean cross-entropy over the answer tokens of the batch."""

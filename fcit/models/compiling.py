@@ -28,7 +28,7 @@ ALIGNED = 8
 #: The same where every length is compiled alone: for lengths up to 2048 at most 64.
 APART = 32
 #: Compilations of one layer's code that a process keeps; torch's own limit is 8.
-_MOST = 128
+_MOST = 256
 #: Packages whose exceptions mean that something could not be compiled: no C++ compiler, no Triton, an unknown operator.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 
@@ -146,17 +146,17 @@ class CompiledLayers:
         if not self._installed or self.failed:
             yield
             return
-        known, begin = _graphs(), time.perf_counter()
+        known, begin, before = _graphs(), time.perf_counter(), self._running
         self._running = True
         try:
             yield
         finally:
-            self._running = False
-        if _graphs() > known:
-            self.seconds += time.perf_counter() - begin
+            self._running = before
+            if _graphs() > known:
+                self.seconds += time.perf_counter() - begin
 
     def through(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` returns, within :meth:`running`; begun again when the compiler fails."""
+        """What ``work`` returns, within :meth:`running`; begun again, as it is, when the compiler fails."""
         while True:
             try:
                 with self.running():
@@ -203,15 +203,11 @@ class CompiledLayers:
         """
         if not self._installed or self.failed or not of_a_compiler(error) or is_out_of_memory(error):
             return False
-        if not self._answering and not self.apart:
-            self.apart = True
-            return True
-        self._running, self.failed = False, True
+        what = "the decoder layers cannot be compiled here and run as they are"
+        if self._answering or self.apart:
+            self._running, self.failed = False, True
+        else:
+            self.apart, what = True, "the decoder layers cannot be compiled here for any length, and are for each"
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        logging.getLogger(__name__).warning(
-            "%s.compile: the decoder layers cannot be compiled here and run as they are (%s: %s)",
-            self._key,
-            type(error).__name__,
-            reason,
-        )
+        logging.getLogger(__name__).warning("%s.compile: %s (%s: %s)", self._key, what, type(error).__name__, reason)
         return True

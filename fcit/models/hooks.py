@@ -247,17 +247,17 @@ class Projectors:
             return None
         weights = self._weights.to(output.device)
         total = weights.sum(dim=1, keepdim=True)
-        share = torch.where(total > 0, weights / total.clamp(min=1e-12), 0.0).to(output.dtype)
+        share = torch.where(total > 0, weights / total.clamp(min=1e-12), 0.0)
         owners = self._owners()
         if owners is not None and len(share) > 1:
             share, total = share[owners], total[owners]
         samples = output.reshape(len(share), -1, output.shape[-1])
-        mixed = samples * (total <= 0)[..., None].to(output.dtype)
+        mixed = samples.float() * (total <= 0)[..., None]  # summed in float32
         for i, parameters in enumerate(self._all):
             if bool(share[:, i].any()):
                 projected = functional_call(self._module, parameters, (inputs[0],)).reshape(samples.shape)
                 mixed = mixed + share[:, i, None, None] * projected
-        return mixed.reshape(output.shape)
+        return mixed.reshape(output.shape).to(output.dtype)
 
 
 def own_projectors(

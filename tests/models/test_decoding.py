@@ -8,6 +8,7 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Settings
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
+from fcit.models.decoding import slots
 from fcit.models.decoding.greedy import Greedy, bucket, layer_kinds, unsuitable
 from fcit.models.decoding.slots import KeyValues
 from fcit.models.layout import Layout
@@ -267,6 +268,29 @@ def test_the_mixture_in_sixteen_bits(folders):
 # --------------------------------------------------------------------------- negligible subspaces
 
 
+def test_with_the_mixture_images_become_words_in_sixteen_bits(folders, monkeypatch):
+    """While questions are answered with it, and only then."""
+    adapters = loaded({**folders["llava"], "dtype": "bfloat16"})
+    backbone, seen = adapters.backbone, []
+    question, project = asked(backbone, 2), backbone.family.project
+
+    def noticed(features: torch.Tensor) -> torch.Tensor:
+        words = project(features)
+        seen.append(words.dtype)
+        return words
+
+    monkeypatch.setattr(backbone.family, "project", noticed)
+    for as_backbone, wanted in ((True, torch.bfloat16), (False, torch.float32)):
+        adapters.load_mixture([random(adapters, 0)], adapters.base_projector(), as_backbone)
+        backbone.tokens(*question, 2)
+        assert seen.pop() == wanted
+    adapters.load_mixture([random(adapters, 0)], adapters.base_projector(), as_backbone=True)
+    with adapters.training():
+        backbone.tokens(*question, 2)
+    assert seen.pop() == torch.float32
+    assert not seen
+
+
 def test_which_subspaces_answer_a_batch():
     weights = torch.tensor([[0.9, 0.0, 0.01, 0.0, 0.09, 0.0], [0.3, 0.7, 0.0, 0.0, 0.0, 0.0]])
     assert needed(thinned(weights, 0.05)) == [0, 1, 4]
@@ -399,6 +423,30 @@ def test_buffers_are_as_large_as_all_batches_want_if_there_is_room():
     assert reserved(2, 6, 0) == (True, 8, 6)
     assert reserved(2, 6, -1) == (False, 2, 6)  # the prompts need it
     assert reserved(2, 6, -1) == (True, 2, 6)
+
+
+def test_buffers_that_do_not_fit_leave_none(monkeypatch):
+    """Otherwise a smaller batch would take those of some layers for its own."""
+    kept, states = KeyValues(2, torch.device("cpu")), torch.zeros(1, 1, 1, 2)
+    assert not kept.reserve(1, 64)
+    kept.prompt = kept.seen = 1
+    for layer in range(2):
+        kept.cache.update(states, states, layer)
+    made, buffer = [], slots._buffer
+
+    def full(*of):
+        made.append(of)
+        if len(made) > 2:  # keys and values of the first layer fit
+            raise torch.OutOfMemoryError
+        return buffer(*of)
+
+    monkeypatch.setattr(slots, "_buffer", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        kept.reserve(8, 128)
+    assert (kept.rows, kept.room, kept.bytes) == (0, 0, 0)
+    monkeypatch.setattr(slots, "_buffer", buffer)
+    assert not kept.reserve(1, 64)
+    assert kept.bytes == 2 * 2 * 64 * 2 * 4
 
 
 def test_memory_is_given_back(backbone):

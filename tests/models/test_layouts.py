@@ -7,10 +7,11 @@ import torch
 from fcit import seeding
 from fcit.config import Adapter
 from fcit.config import Backbone as Config
+from fcit.data.collate import Encoded
 from fcit.errors import ConfigError
 from fcit.methods.base import Factory
 from fcit.models.adapters import Adapters
-from fcit.models.backbone import Backbone, _insert
+from fcit.models.backbone import Backbone, _insert, _kept_of_rows
 from fcit.models.layout import KEYS, PROMPTS, Layout, is_projector
 from tests.helpers.runs import BACKBONE
 
@@ -198,6 +199,15 @@ def test_padding_may_come_behind_rows_and_their_prompts():
     assert (joined[..., 0] * new_mask).tolist() == [[1, 50, 2, 0], [1, 60, 61, 0], [1, 3, 0, 0]]
     assert new_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0, 0]]
     assert new_labels.tolist() == [[5, -100, 7, -100], [5, -100, -100, -100], [-100, 8, -100, -100]]
+
+
+def test_each_row_keeps_the_places_before_its_learnt_tokens():
+    """Two turns in the first row; the second learns one token, and has one more place, which learns nothing."""
+    labels = torch.tensor([[-100, 8, -100, 9, -100], [-100, -100, -100, -100, 7]])
+    encoded = [Encoded((1, 8, 2, 9), ((1, 2), (3, 4)), ()), Encoded((1, 2, 3, 4, 7), ((4, 5),), ())]
+    keep = _kept_of_rows(labels, encoded)
+    assert keep.tolist() == [[0, 2], [3, 0]]
+    assert labels.gather(1, keep + 1).tolist() == [[8, 9], [7, -100]]
 
 
 @pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 1, 2), (0, 3, 1)])

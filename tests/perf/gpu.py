@@ -177,9 +177,12 @@ def optimiser_step(backbone: Backbone, parameters: Any, examples: Any, features:
     """A whole optimiser step over these records, to be called again and again."""
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, foreach=True)
 
-    def step() -> None:
+    def backward() -> None:
         optimizer.zero_grad(set_to_none=True)
-        backbone.layers.through(lambda: backbone.loss(examples, features).backward())
+        backbone.loss(examples, features).backward()
+
+    def step() -> None:
+        backbone.layers.through(backward)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
 

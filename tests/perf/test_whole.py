@@ -46,7 +46,7 @@ def test_layers_that_run_uncompiled_are_a_failed_check(failed, ran, holds):
 def test_a_variant_is_not_taken_for_compiled_because_one_before_it_was(tmp_path):
     step, row = TrainingStep(gpu.build("toy", "cpu", tmp_path), "toy"), {}
     step.backbone.layers.used = True
-    step.backbone.layers.shapes.add((2, 64))
+    step.backbone.layers.kinds.add("records")
     step.timed(row, 2, [training_levers.OLD], uneven=False)
     assert row["ran_compiled"] is False
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fcit.models.backbone import Backbone
 
 
-#: Questions of a test set from which layers are compiled: that takes about 20 seconds of a process, which 4,000
+#: Questions of a test set from which layers are compiled: that takes some 15 seconds of a process, which 3,000
 #: questions to a 7B model save, and a test set is asked more than once.
 _MANY = 2000
 

@@ -137,8 +137,12 @@ class KeyValues:
             return True
         self.release()
         self.rows, self.room = wanted
-        for layer in self._layers:
-            layer.reserve()
+        try:
+            for layer in self._layers:
+                layer.reserve()
+        except BaseException:  # memory ran out: with the buffers of some layers alone nothing can be decoded
+            self.release()
+            raise
         return False
 
     def move(self, free: torch.Tensor, moved: torch.Tensor) -> None:
