@@ -289,8 +289,7 @@ def _answering(
 ) -> float:
     """Seconds per question, a batch at a time under a mixture; compiled where a run compiles whole batches."""
     total, encoder = _Sum(), backbone.encoder_below(root)
-    mixture = [adapters.read()] * subspaces, adapters.base_projector(), settings.mixture == "backbone"
-    adapters.load_mixture(*mixture)
+    adapters.load_mixture([adapters.read()] * subspaces, adapters.base_projector(), settings.mixture == "backbone")
     for part in tested:
         if total.late:
             break
@@ -310,7 +309,7 @@ def _answering(
                 with backbone.answering.compiled() if compiles else nullcontext():
                     backbone.generate(q, f, n)
 
-            if compiles and not backbone.layers.kinds & {"prompts"}:
+            if compiles and "prompts" not in backbone.layers.kinds:
                 answer()  # the first prompts are not compiled yet
             total.add(_timed(answer, backbone.device) / len(questions), part.questions)
     return total.mean

@@ -223,17 +223,20 @@ def test_rates_of_dropout_are_constants_of_what_is_compiled():
 
 
 @pytest.mark.thorough
-def test_one_more_compilation_serves_every_length():
-    case, compiler = Case("finetune", "float32"), Compiler()
+@pytest.mark.parametrize("name", ["finetune", "l2p", "smolora", "proglora"])
+def test_one_more_compilation_serves_every_length(name):
+    case, compiler = Case(name, "float32"), Compiler()
     torch._dynamo.reset()  # which dimensions have changed in this process
     layers = case.compiled(compiler)
-    everything, lengths = (case.session.examples, case.features), set()
+    everything, lengths = (case.session.examples, case.features, case.session.identity), set()
+    case.session.batch = [0, 1]
     case.backbone.model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.add(kwargs["inputs_embeds"].shape[1]) if layers.runs else None,
         with_kwargs=True,
     )
     for rows in ([0, 0], [0, 1], [0, 2], [1, 3], [0, 0]):
         case.session.examples, case.features = [everything[0][n] for n in rows], everything[1][rows]
+        case.session.identity = everything[2][rows]
         loss, plain = case.gradients(compile="off")
         other, compiled = case.gradients(compile="on")
         assert other == pytest.approx(loss, rel=1e-5)
