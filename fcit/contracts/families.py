@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def logits(
     return backbone.answer_logits(examples, features, prefix)[0]
 
 
+@contextmanager
+def traced(backbone: Backbone) -> Iterator[CompiledLayers]:
+    """Decoder layers that are traced as if they were to be compiled, and run as they are; the body has to run them."""
+    before, backbone.layers = backbone.layers, CompiledLayers(backbone.family.layers, "eager")
+    try:
+        yield backbone.layers
+        require(backbone.layers.used and not backbone.layers.failed, "the decoder layers cannot be compiled")
+    finally:
+        backbone.layers = before
+
+
 def close(found: torch.Tensor, wanted: torch.Tensor, what: str, most: float = CLOSE) -> None:
     """Raise :class:`AssertionError` if two tensors differ by more than ``most``."""
     require(found.shape == wanted.shape, f"{what}: {tuple(found.shape)} instead of {tuple(wanted.shape)}")
@@ -266,33 +278,22 @@ def compiled_records_are_the_same(case: FamilyCase) -> None:
     """Records through compiled decoder layers, whose padding comes last, give the same, behind soft prompts too."""
     backbone, prefix = case.backbone, case.prefix
     wanted = logits(backbone, case.examples, case.features, prefix)
-    before, backbone.layers = backbone.layers, CompiledLayers(backbone.family.layers, "eager")
-    try:
-        with backbone.layers.installed(), backbone.layers.running():
-            found = logits(backbone, case.examples, case.features)
-            behind = logits(backbone, case.examples, case.features, prefix)
-        require(backbone.layers.used, "the decoder layers cannot be compiled")
-    finally:
-        backbone.layers = before
+    with traced(backbone) as layers, layers.installed(), layers.running():
+        found = logits(backbone, case.examples, case.features)
+        behind = logits(backbone, case.examples, case.features, prefix)
     close(found, case.wanted, "logits through compiled layers")
     close(behind, wanted, "logits behind soft prompts, through compiled layers,")
 
 
 def compiled_answers_are_the_same(case: FamilyCase) -> None:
-    """Answers through compiled decoder layers are the same (traced and run as they are, without a compiler)."""
+    """Answers through compiled decoder layers are the same."""
     answering, backbone = case.backbone.answering, case.backbone
     if answering.greedy is None:  # transformers decodes this model, uncompiled
         return
-    before, backbone.layers = backbone.layers, CompiledLayers(backbone.family.layers, "eager")
-    try:
-        wanted = backbone.generate(case.questions, case.features, 4)
-        with answering.compiled():
-            texts = backbone.generate(case.questions, case.features, 4)
-        ran = backbone.layers.used and not backbone.layers.failed
-        require(ran, "the decoder layers cannot be compiled")
-        require(texts == wanted, f"compiled: {texts} instead of {wanted}")
-    finally:
-        backbone.layers = before
+    wanted = backbone.generate(case.questions, case.features, 4)
+    with traced(backbone), answering.compiled():
+        texts = backbone.generate(case.questions, case.features, 4)
+    require(texts == wanted, f"compiled: {texts} instead of {wanted}")
 
 
 def prompts_move_images_along(case: FamilyCase) -> None:

@@ -16,7 +16,7 @@ from fcit.models import backbone as backbones
 from fcit.models.compiling import ALIGNED, CompiledLayers, with_own_cache
 from fcit.models.decoding.answering import Answering
 from fcit.models.decoding.greedy import Greedy
-from fcit.models.decoding.slots import _FUNCTIONS, _OPERATORS, KeyValues
+from fcit.models.decoding.slots import KeyValues
 from fcit.models.memory import is_out_of_memory
 from fcit.runs.create import create
 from tests.helpers.compiling import Compiler
@@ -136,22 +136,6 @@ def test_a_layer_gets_its_own_keys_and_values():
     without = {"attention_mask": None}
     assert with_own_cache(1, without) is without
     assert with_own_cache(0, {"cache": SimpleNamespace(layers=[object()])}) is None  # of transformers' generate
-
-
-def test_operators_do_what_functions_do():
-    """In compiled code they stand for each other."""
-    prompt, token = torch.arange(24.0).reshape(2, 1, 3, 4), torch.arange(8.0).reshape(2, 1, 1, 4)
-    written = []
-    for keep_prompt, keep_token in (_FUNCTIONS, _OPERATORS):
-        kept = torch.full((3, 1, 6, 4), 7.0)
-        keep_prompt(kept, prompt, 5)
-        keep_token(kept, token, torch.tensor([3]))
-        written.append(kept)
-    assert torch.equal(*written)
-    assert torch.equal(written[0][:2, :, :3], prompt)
-    assert torch.equal(written[0][:2, :, 3:4], token)
-    assert written[0][0, 0].tolist()[4:] == [[0.0] * 4, [7.0] * 4]
-    assert (written[0][2] == 7.0).all()  # a row that the batch does not have
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from fcit.config import Adapter
 from fcit.config import Backbone as Settings
 from fcit.models.adapters import Adapters
 from fcit.models.backbone import Backbone
-from fcit.models.decoding import slots
 from fcit.models.decoding.greedy import Greedy, bucket, layer_kinds, unsuitable
-from fcit.models.decoding.slots import KeyValues
 from fcit.models.layout import Layout
 from fcit.models.mixing import needed, thinned
 from tests.helpers.llava import small_llava
@@ -401,52 +399,6 @@ def test_captured_steps_depend_on_where_tensors_lie(folders):
         assert adapters.backbone.answering.signature != before
     adapters.load_mixture([random(adapters, 9)] * 2, adapters.base_projector())
     assert adapters.backbone.answering.signature != before
-
-
-def test_buffers_are_as_large_as_all_batches_want_if_there_is_room():
-    """Many short rows and few long ones in turn; a slot takes 16 bytes."""
-    kept, states = KeyValues(1, torch.device("cpu")), torch.zeros(1, 1, 1, 2)
-    (layer,), kept.prompt, kept.seen = kept._layers, 1, 1
-
-    def reserved(rows: int, room: int, spare: float) -> tuple[bool, int, int]:
-        stays = kept.reserve(rows, room, spare)
-        layer.update(states, states)
-        assert kept.bytes == 16 * kept.rows * kept.room
-        return stays, kept.rows, kept.room
-
-    assert reserved(8, 2, 0) == (False, 8, 2)
-    assert reserved(4, 2, 0) == (True, 8, 2)
-    assert reserved(2, 6, 0) == (False, 2, 6)  # as on a CPU: no more than the batch needs
-    assert reserved(8, 2, 16 * 36 - 1) == (False, 8, 2)
-    assert reserved(2, 6, 16 * 32) == (False, 8, 6)
-    assert reserved(8, 2, 0) == (True, 8, 6)
-    assert reserved(2, 6, 0) == (True, 8, 6)
-    assert reserved(2, 6, -1) == (False, 2, 6)  # the prompts need it
-    assert reserved(2, 6, -1) == (True, 2, 6)
-
-
-def test_buffers_that_do_not_fit_leave_none(monkeypatch):
-    """Otherwise a smaller batch would take those of some layers for its own."""
-    kept, states = KeyValues(2, torch.device("cpu")), torch.zeros(1, 1, 1, 2)
-    assert not kept.reserve(1, 64)
-    kept.prompt = kept.seen = 1
-    for layer in range(2):
-        kept.cache.update(states, states, layer)
-    made, buffer = [], slots._buffer
-
-    def full(*of):
-        made.append(of)
-        if len(made) > 2:  # keys and values of the first layer fit
-            raise torch.OutOfMemoryError
-        return buffer(*of)
-
-    monkeypatch.setattr(slots, "_buffer", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        kept.reserve(8, 128)
-    assert (kept.rows, kept.room, kept.bytes) == (0, 0, 0)
-    monkeypatch.setattr(slots, "_buffer", buffer)
-    assert not kept.reserve(1, 64)
-    assert kept.bytes == 2 * 2 * 64 * 2 * 4
 
 
 def test_memory_is_given_back(backbone):
